@@ -1,0 +1,122 @@
+"""Argument checks: every message says which argument, what it must be, and what it is.
+
+The checks run in Python before any computation. Values that are not known yet (tracers inside `jit` and `vmap`, and
+the placeholders JAX puts into pytrees) cannot be inspected and pass through: under a transformation the caller has
+checked the arguments outside, or accepts NaN where a quantity is undefined.
+"""
+
+import numbers
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the numbers inside `value` can be read now (not a tracer, not a pytree placeholder)."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, numbers.Number | np.ndarray | np.generic | jax.Array | Sequence)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value) > 0:
+        return f"an array of shape {np.shape(value)} and dtype {value.dtype}"
+    return repr(value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value)
+
+
+def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
+    """Check an integer argument; a `bool` or a float is refused even if its value is whole."""
+    requirement = "be an integer" + (f" >= {minimum}" if minimum is not None else "")
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+    if not is_integer or (minimum is not None and value < minimum):
+        raise ValueError(f"Argument `{name}` must {requirement}, but is {_describe(value)}.")
+    return int(value)
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_minimum: bool = False,
+) -> None:
+    """Check a finite real scalar, or every entry of a real array, against bounds; tracers pass unchecked."""
+    if not is_concrete(value):
+        return
+    parts = ["be finite"]
+    if minimum is not None:
+        parts.append(f"{'>' if exclusive_minimum else '>='} {minimum:g}")
+    if maximum is not None:
+        parts.append(f"<= {maximum:g}")
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise TypeError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"Argument `{name}` must be a real number, but is {_describe(value)}.") from None
+    good = np.isfinite(array)
+    if minimum is not None:
+        good &= (array > minimum) if exclusive_minimum else (array >= minimum)
+    if maximum is not None:
+        good &= array <= maximum
+    if not good.all():
+        offender = array[~good].flat[0]
+        shown = f"{offender:g}" if array.ndim == 0 else f"{offender:g} in one of its {array.size} entries"
+        raise ValueError(f"Argument `{name}` must {' and '.join(parts)}, but is {shown}.")
+
+
+def choice(name: str, value: Any, options: Collection[str]) -> None:
+    """Check that a named option exists."""
+    if value not in options:
+        raise ValueError(f"Argument `{name}` must be one of {sorted(options)}, but is {value!r}.")
+
+
+def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
+    """Check an array's shape; an integer is a required size, a string names a free axis."""
+    actual = np.shape(value)
+    fits = len(actual) == len(expected) and all(
+        isinstance(want, str) or want == have for want, have in zip(expected, actual, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
+        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {actual}.")
+
+
+def finite(name: str, value: Any) -> None:
+    """Check that an array holds neither NaN nor infinity; tracers pass unchecked."""
+    if not is_concrete(value):
+        return
+    bad = int(np.size(value) - np.isfinite(np.asarray(value)).sum())
+    if bad:
+        raise ValueError(f"Argument `{name}` must be finite, but has {bad} NaN or infinite of {np.size(value)} entries.")
+
+
+def labels(name: str, value: Any, *, num_classes: int, length: int | None = None) -> None:
+    """Check integer labels in 0..num_classes-1; their dtype and shape are checked under tracing too."""
+    if length is not None:
+        shape(name, value, (length,))
+    else:
+        shape(name, value, ("N",))
+    dtype = getattr(value, "dtype", np.asarray(value).dtype if is_concrete(value) else None)
+    if dtype is None or not np.issubdtype(dtype, np.integer):
+        raise ValueError(f"Argument `{name}` must hold integers, but has dtype {dtype}.")
+    if not is_concrete(value) or np.size(value) == 0:
+        return
+    low, high = int(np.min(value)), int(np.max(value))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"Argument `{name}` must lie in 0..{num_classes - 1}, but spans {low}..{high}.")
+
+
+def no_empty_class(name: str, value: Any, *, num_classes: int) -> None:
+    """Check that every class 0..num_classes-1 occurs; tracers pass unchecked."""
+    if not is_concrete(value):
+        return
+    missing = np.flatnonzero(np.bincount(np.asarray(value), minlength=num_classes) == 0)
+    if missing.size:
+        raise ValueError(
+            f"Argument `{name}` must contain every class 0..{num_classes - 1}, but has no sample of {missing.tolist()}."
+        )

@@ -1,0 +1,28 @@
+"""Strict numerics for every test: float64 by default, no silent dtype or rank promotion, shapes enforced."""
+
+import os
+
+import jax
+import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", os.environ.get("NCTHEORY_TEST_X64", "1") == "1")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_hook = install_import_hook("nctheory", "beartype.beartype")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """One fixed PRNG key; tests fold their own streams in."""
+    return jax.random.key(20231105)
+
+
+@pytest.fixture
+def own_errors():
+    """Switch shape enforcement off, so that a test of bad input sees the library's own message."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
