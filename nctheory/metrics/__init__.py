@@ -1,0 +1,1 @@
+"""Measurements on features: collapse, fine structure, streaming forms, transfer and clustering."""
