@@ -6,7 +6,7 @@ Figures draw records only; nothing here computes. Matplotlib is imported where i
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nctheory import _checks
 
@@ -47,7 +47,7 @@ def use_style() -> Iterator[None]:
     import matplotlib as mpl
     from cycler import cycler
 
-    settings = {
+    settings: dict[Any, Any] = {
         "axes.prop_cycle": cycler(color=LINE_COLORS),
         "axes.grid": True,
         "axes.axisbelow": True,
