@@ -1,1 +1,10 @@
 """Measurements on features: collapse, fine structure, streaming forms, transfer and clustering."""
+
+from nctheory.metrics.clustering import ClusterProbe as ClusterProbe
+from nctheory.metrics.clustering import cluster_and_probe as cluster_and_probe
+from nctheory.metrics.clustering import surrogate_features as surrogate_features
+from nctheory.metrics.transfer import LinearProbe as LinearProbe
+from nctheory.metrics.transfer import knn_accuracy as knn_accuracy
+from nctheory.metrics.transfer import linear_probe as linear_probe
+from nctheory.metrics.transfer import linear_probe_accuracy as linear_probe_accuracy
+from nctheory.metrics.transfer import nearest_center_accuracy as nearest_center_accuracy
