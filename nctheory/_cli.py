@@ -1,0 +1,135 @@
+"""From a frozen dataclass to a command line, with errors as one line instead of a traceback."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nctheory.runs import RunFolderError, free_path, latest_path
+
+ConfigT = TypeVar("ConfigT")
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options that every experiment has; an experiment's own record derives from it and may change the defaults."""
+
+    out: Path | None = None
+    """Run folder. Default: results/EXPERIMENT/NAME, then NAME-2, ...; with --resume or --plot-only the last of them."""
+    smoke: bool = False
+    """Run the smallest version, to see that everything works."""
+    resume: bool = False
+    """Continue an interrupted run of the same configuration."""
+    plot_only: bool = False
+    """Judge the claims and draw the figures again from a finished run, without computing."""
+    num_seeds: int = 32
+    """Number of seeds; the intervals are over them."""
+    seed: int = 0
+    """First seed; the run uses seed, seed + 1, ..."""
+
+    def __post_init__(self):
+        """Check the options; a derived record calls this from its own `__post_init__`."""
+        check_integer("num_seeds", self.num_seeds, minimum=1)
+        check_integer("seed", self.seed, minimum=0)
+        if self.resume and self.plot_only:
+            raise ValueError("Argument `plot_only` must be off when `resume` is on, but both are on.")
+
+    def run_path(self, experiment: str, name: str = "default") -> Path:
+        """The run folder: `out`, or a numbered one under results/EXPERIMENT that no earlier run occupies."""
+        if self.out is not None:
+            return self.out
+        base = Path("results") / experiment / name
+        return latest_path(base) if self.resume or self.plot_only else free_path(base)
+
+
+def check_integer(name: str, value: Any, *, minimum: int) -> None:
+    """As `_checks.integer`, without its import of JAX, which would slow `--help` down."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"Argument `{name}` must be an integer >= {minimum}, but is {value!r}.")
+
+
+def _without_checks(kind: type[Any]) -> type[Any]:
+    """The same record without its `__post_init__`.
+
+    The parser would draw a box around an error of `__post_init__` and break its lines; the record is checked after
+    parsing instead.
+    """
+    if not hasattr(kind, "__post_init__"):
+        return kind
+    body = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
+
+
+def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
+    """Read a configuration record from the command line.
+
+    Args:
+        kind: frozen dataclass with a doc string per field; `__post_init__` checks the values.
+        arguments: command-line arguments; those of this process if None.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: what `__post_init__` raises.
+        SystemExit: with code 2 on unknown flags and unreadable values, 0 after `--help`.
+    """
+    import tyro
+
+    # Flags read `--smoke`, not `--smoke` beside `--no-smoke`.
+    parsed = tyro.cli(
+        _without_checks(kind), args=arguments, description=inspect.getdoc(kind), config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    return kind(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init})  # pyright: ignore
+
+
+def _is_bad_argument(error: Exception) -> bool:
+    """Whether this is a message for the user (see `_checks`) and not a fault of the program."""
+    return isinstance(error, RunFolderError) or (isinstance(error, ValueError) and str(error).startswith("Argument `"))
+
+
+def _report(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+
+
+def run_main(kind: type[ConfigT], run: Callable[[ConfigT], int], arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, and return the exit code.
+
+    A bad argument or run folder ends as one line on stderr and code 2; other errors keep their traceback, since they
+    are faults of the program. Ctrl-C ends with code 130 and a line saying what is saved.
+
+    Example:
+        >>> if __name__ == "__main__":  # doctest: +SKIP
+        ...     raise SystemExit(run_main(Config, run))
+
+    Args:
+        kind: frozen dataclass with a doc string per field.
+        run: called with the record; returns the exit code. It should work inside `with RunFolder.create(...)`, so that
+            an interrupt can say what the folder holds.
+        arguments: command-line arguments; those of this process if None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        try:
+            config = parse(kind, arguments)
+        except ValueError as error:
+            _report(error)
+            return EXIT_BAD_INPUT
+        return run(config)
+    except KeyboardInterrupt as interrupt:
+        saved = "; ".join(getattr(interrupt, "__notes__", [])) or "nothing was saved yet"
+        # A progress bar may have left the cursor in the middle of a line.
+        print(f"\ninterrupted: {saved}; the same command with --resume continues.", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if not _is_bad_argument(error):
+            raise
+        _report(error)
+        return EXIT_BAD_INPUT
