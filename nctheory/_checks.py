@@ -42,6 +42,7 @@ def real(
     minimum: float | None = None,
     maximum: float | None = None,
     exclusive_minimum: bool = False,
+    exclusive_maximum: bool = False,
 ) -> None:
     """Check a finite real scalar, or every entry of a real array, against bounds; tracers pass unchecked."""
     if not is_concrete(value):
@@ -50,7 +51,7 @@ def real(
     if minimum is not None:
         parts.append(f"{'>' if exclusive_minimum else '>='} {minimum:g}")
     if maximum is not None:
-        parts.append(f"<= {maximum:g}")
+        parts.append(f"{'<' if exclusive_maximum else '<='} {maximum:g}")
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
@@ -62,7 +63,7 @@ def real(
     if minimum is not None:
         good &= (array > minimum) if exclusive_minimum else (array >= minimum)
     if maximum is not None:
-        good &= array <= maximum
+        good &= (array < maximum) if exclusive_maximum else (array <= maximum)
     if not good.all():
         offender = array[~good].flat[0]
         shown = f"{offender:g}" if array.ndim == 0 else f"{offender:g} in one of its {array.size} entries"
@@ -88,11 +89,23 @@ def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
 
 def finite(name: str, value: Any) -> None:
     """Check that an array holds neither NaN nor infinity; tracers pass unchecked."""
-    if not is_concrete(value):
+    if not is_concrete(value) or _sums_are_finite(value):
         return
     bad = int(np.size(value) - np.isfinite(np.asarray(value)).sum())
     if bad:
-        raise ValueError(f"Argument `{name}` must be finite, but has {bad} NaN or infinite of {np.size(value)} entries.")
+        raise ValueError(
+            f"Argument `{name}` must be finite, but has {bad} NaN or infinite of {np.size(value)} entries."
+        )
+
+
+def _sums_are_finite(value: Any) -> bool:
+    """Whether all column sums are finite, which proves all entries finite at a fifth of the price of looking at each."""
+    if np.ndim(value) < 2 or not isinstance(value, np.ndarray | jax.Array):
+        return False
+    if isinstance(value, jax.Array):
+        return bool(jax.numpy.isfinite(jax.numpy.sum(value, axis=0)).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(value.sum(axis=0)).all())
 
 
 def labels(name: str, value: Any, *, num_classes: int, length: int | None = None) -> None:

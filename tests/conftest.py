@@ -7,11 +7,13 @@ import pytest
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401  (the import hook looks it up by name)
+
 jax.config.update("jax_enable_x64", os.environ.get("NCTHEORY_TEST_X64", "1") == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_hook = install_import_hook("nctheory", "beartype.beartype")
+_hook = install_import_hook("nctheory", "tests.typechecker.check")
 
 
 @pytest.fixture
