@@ -99,7 +99,7 @@ def finite(name: str, value: Any) -> None:
 
 
 def _sums_are_finite(value: Any) -> bool:
-    """Whether all column sums are finite, which proves all entries finite at a fifth of the price of looking at each."""
+    """Whether all column sums are finite, which proves all entries finite at a fifth of the price of a look at each."""
     if np.ndim(value) < 2 or not isinstance(value, np.ndarray | jax.Array):
         return False
     if isinstance(value, jax.Array):

@@ -3,6 +3,12 @@
 from nctheory.metrics.clustering import ClusterProbe as ClusterProbe
 from nctheory.metrics.clustering import cluster_and_probe as cluster_and_probe
 from nctheory.metrics.clustering import surrogate_features as surrogate_features
+from nctheory.metrics.collapse import CollapseMetrics as CollapseMetrics
+from nctheory.metrics.collapse import collapse_metrics as collapse_metrics
+from nctheory.metrics.fine import FineStructure as FineStructure
+from nctheory.metrics.fine import fine_structure as fine_structure
+from nctheory.metrics.streaming import CollapseAccumulator as CollapseAccumulator
+from nctheory.metrics.streaming import CollapseSecondPass as CollapseSecondPass
 from nctheory.metrics.transfer import LinearProbe as LinearProbe
 from nctheory.metrics.transfer import knn_accuracy as knn_accuracy
 from nctheory.metrics.transfer import linear_probe as linear_probe
