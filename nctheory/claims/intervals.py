@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class Interval:
             )
 
 
-def _finite_part(name: str, samples: Iterable[float]) -> tuple["np.ndarray", int]:
+def _finite_part(name: str, samples: Iterable[Any]) -> tuple["np.ndarray", int]:
     """Return the finite samples in float64 and the number of all samples."""
     import numpy as np
 
@@ -61,7 +61,7 @@ def _check_confidence(confidence: float) -> None:
         raise ValueError(f"Argument `confidence` must lie strictly between 0 and 1, but is {confidence!r}.")
 
 
-def mean_interval(samples: Iterable[float], *, confidence: float = 0.95) -> Interval:
+def mean_interval(samples: Iterable[Any], *, confidence: float = 0.95) -> Interval:
     """Mean over seeds with its Student interval.
 
     mean +- t_{n-1}((1 + confidence)/2) s/sqrt(n), with s the standard deviation of divisor n - 1 over the n finite
@@ -98,7 +98,7 @@ def mean_interval(samples: Iterable[float], *, confidence: float = 0.95) -> Inte
     return Interval(mean, mean - half, mean + half, num_seeds, num_seeds - count, method)
 
 
-def range_interval(samples: Iterable[float], *, which: str = "max") -> Interval:
+def range_interval(samples: Iterable[Any], *, which: str = "max") -> Interval:
     """Smallest to largest value over seeds, for laws that hold exactly in every seed.
 
     The interval is [min, max] over the finite samples; `which` chooses the point estimate, by default the largest,
@@ -126,7 +126,7 @@ def range_interval(samples: Iterable[float], *, which: str = "max") -> Interval:
     return Interval(centre, low, high, num_seeds, num_seeds - count, f"{which} over seeds, range over seeds")
 
 
-def fraction_interval(successes: Iterable[bool | float], *, confidence: float = 0.95) -> Interval:
+def fraction_interval(successes: Iterable[Any], *, confidence: float = 0.95) -> Interval:
     """Fraction of seeds in which something happened, with its Clopper-Pearson interval.
 
     k/n with the set of probabilities that neither one-sided binomial test rejects at (1 - confidence)/2: coverage is at

@@ -50,6 +50,8 @@ class Claim:
     claim_id: str = ""
 
     def __post_init__(self):
+        for name in ("predicted", "measured", "low", "high"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.role not in ("claim", "control"):
             raise ValueError(f"Argument `role` must be 'claim' or 'control', but is {self.role!r}.")
         if (self.role == "control") != bool(self.claim_id):

@@ -8,18 +8,19 @@ from nctheory.claims.records import Claim
 
 _HEADINGS = ("claim", "predicted", "measured [low, high]", "criterion", "seeds", "verdict")
 _GAP = "  "
+_LEAST_NAME, _LEAST_CUT = 16, 7  # Columns: what is tried for by dropping digits; the least ever.
 
 
 def _number(value: float, digits: int = 4) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}g}"
 
 
-def shown_interval(row: Claim) -> str:
-    """The measurement with enough digits (3 to 6) to tell the ends of its interval apart."""
+def shown_interval(row: Claim, most: int = 6) -> str:
+    """The measurement with enough digits (3 to `most`) to tell the ends of its interval apart."""
     width, size = row.high - row.low, max(abs(row.low), abs(row.high))
-    digits = 4
+    digits = min(4, most)
     if 0 < width < math.inf and 0 < size < math.inf:
-        digits = min(6, max(3, math.ceil(math.log10(size) - math.log10(width)) + 2))
+        digits = min(most, max(3, math.ceil(math.log10(size) - math.log10(width)) + 2))
     return f"{_number(row.measured, digits)} [{_number(row.low, digits)}, {_number(row.high, digits)}]"
 
 
@@ -30,12 +31,12 @@ def _verdict(row: Claim) -> str:
     return "rejected" if row.holds else "NOT REJECTED"
 
 
-def _cells(row: Claim) -> list[str]:
+def _cells(row: Claim, most: int = 6) -> list[str]:
     """Predicted, measured, criterion, seeds, verdict."""
     seeds = str(row.num_seeds)
     if row.num_nonfinite:
         seeds = f"{seeds} ({row.num_nonfinite} nan)"
-    return [_number(row.predicted), shown_interval(row), str(row.criterion), seeds, _verdict(row)]
+    return [_number(row.predicted), shown_interval(row, most), str(row.criterion), seeds, _verdict(row)]
 
 
 def _statement(row: Claim) -> str:
@@ -51,11 +52,14 @@ def text_table(rows: Sequence[Claim], width: int) -> str:
     indents = ["" if row.role == "claim" else "  " for row in rows]
     # A control's id begins with its claim's, which stands a few lines above.
     names = [row.id.removeprefix(f"{row.claim_id}/") for row in rows]
-    grid = [_cells(row) for row in rows]
-    sizes = [max(map(len, column)) for column in zip(_HEADINGS[1:], *grid, strict=True)]
-    room = width - sum(sizes) - len(_GAP) * len(sizes)
+    for most in (6, 5, 4, 3):
+        grid = [_cells(row, most) for row in rows]
+        sizes = [max(map(len, column)) for column in zip(_HEADINGS[1:], *grid, strict=True)]
+        room = width - sum(sizes) - len(_GAP) * len(sizes)
+        if room >= _LEAST_NAME:
+            break
     longest = max([len(_HEADINGS[0]), *(len(indent + name) for indent, name in zip(indents, names, strict=True))])
-    first = max(8, min(room, longest))
+    first = max(_LEAST_CUT, min(room, longest))
 
     def line(name: str, cells: Sequence[str]) -> str:
         name = name if len(name) <= first else name[: first - 1] + "…"
