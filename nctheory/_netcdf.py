@@ -61,7 +61,10 @@ def write_netcdf(path: Path, history: "xr.Dataset | xr.DataTree") -> None:
 
     tree = isinstance(history, xr.DataTree)
     encoded = history.map_over_datasets(_encode) if tree else _encode(history)
-    atomic_write(path, lambda temporary: encoded.to_netcdf(temporary, engine="h5netcdf"))
+    # Built in memory first: on a full disk HDF5 fails while closing, with errors of several kinds, and keeps the file
+    # open until the process ends; a plain write fails once and cleanly.
+    content = encoded.to_netcdf(engine="h5netcdf")
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_netcdf(path: Path) -> "xr.Dataset | xr.DataTree":

@@ -313,7 +313,7 @@ def test_file_of_other_content(tmp_path, text, message):
     (tmp_path / "claims.json").write_text(text)
     with pytest.raises(RunFolderError, match=message):
         Ledger.read(tmp_path / "claims.json")
-    with pytest.raises(RunFolderError, match="other.json is missing"):
+    with pytest.raises(RunFolderError, match=r"other\.json is missing"):
         Ledger.read(tmp_path / "other.json")
 
 
@@ -351,7 +351,8 @@ def test_shown_digits_tell_the_ends_apart():
 def test_markdown():
     lines = ledger().markdown().splitlines()
     assert lines[2] == (
-        "| `L1/memory` | The memory law is exact in every seed. | 0 | 1e-12 [1e-13, 1e-12] | <= 1e-09 | 32 | supported |"
+        "| `L1/memory` | The memory law is exact in every seed. "
+        "| 0 | 1e-12 [1e-13, 1e-12] | <= 1e-09 | 32 | supported |"
     )
     assert lines[3].startswith("| control | A predictor without decay. |")
     assert len(lines) == 6
