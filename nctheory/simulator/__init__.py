@@ -1,0 +1,31 @@
+"""Simulator: mixtures, networks, training and seed sweeps. It never imports `nctheory.theory`."""
+
+from nctheory.simulator.data import DataSource as DataSource
+from nctheory.simulator.data import FixedData as FixedData
+from nctheory.simulator.data import MixtureData as MixtureData
+from nctheory.simulator.mixtures import GaussianMixture as GaussianMixture
+from nctheory.simulator.mixtures import Samples as Samples
+from nctheory.simulator.mixtures import balanced_labels as balanced_labels
+from nctheory.simulator.mixtures import cosine_mixture as cosine_mixture
+from nctheory.simulator.mixtures import cross_pair_mixture as cross_pair_mixture
+from nctheory.simulator.mixtures import means_from_gram as means_from_gram
+from nctheory.simulator.mixtures import mixture_from_gram as mixture_from_gram
+from nctheory.simulator.models import MLP as MLP
+from nctheory.simulator.models import MLPSpec as MLPSpec
+from nctheory.simulator.models import Model as Model
+from nctheory.simulator.models import ModelSpec as ModelSpec
+from nctheory.simulator.models import TwoLayer as TwoLayer
+from nctheory.simulator.models import TwoLayerSpec as TwoLayerSpec
+from nctheory.simulator.models import UnconstrainedFeatures as UnconstrainedFeatures
+from nctheory.simulator.models import UnconstrainedFeaturesSpec as UnconstrainedFeaturesSpec
+from nctheory.simulator.sweep import Grid as Grid
+from nctheory.simulator.sweep import SweepResult as SweepResult
+from nctheory.simulator.sweep import grid as grid
+from nctheory.simulator.sweep import sweep as sweep
+from nctheory.simulator.train import History as History
+from nctheory.simulator.train import Measurements as Measurements
+from nctheory.simulator.train import TrainConfig as TrainConfig
+from nctheory.simulator.train import initial_model as initial_model
+from nctheory.simulator.train import measurements as measurements
+from nctheory.simulator.train import train as train
+from nctheory.simulator.train import trained_model as trained_model

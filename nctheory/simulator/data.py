@@ -1,0 +1,119 @@
+"""Where a training run gets its samples from: a fresh draw per seed, or one fixed set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from nctheory import _checks
+from nctheory.simulator.mixtures import GaussianMixture, Samples, cluster_sizes
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """What `train` needs of its data; implementations are registered pytrees, so that sweeps can batch them."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of coarse labels."""
+        ...
+
+    @property
+    def num_fine(self) -> int:
+        """Number of clusters or original classes."""
+        ...
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
+        """Return the training samples and the fresh samples of one seed."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixtureData:
+    """Every seed draws its own training samples and its own fresh samples from one mixture.
+
+    Attributes:
+        mixture: the distribution.
+        samples_per_cluster: training samples, one count for all clusters or one for each.
+        fresh_per_cluster: samples that training never sees, for measuring generalisation of the geometry.
+
+    Raises:
+        ValueError: if a count is not a positive integer.
+    """
+
+    mixture: GaussianMixture
+    samples_per_cluster: int | Sequence[int] = field(metadata={"static": True})
+    fresh_per_cluster: int | Sequence[int] = field(metadata={"static": True})
+
+    def __post_init__(self):
+        if isinstance(self.mixture, GaussianMixture):
+            for name in ("samples_per_cluster", "fresh_per_cluster"):
+                sizes = getattr(self, name)
+                checked = cluster_sizes(sizes, self.mixture.num_clusters)
+                object.__setattr__(self, name, checked if isinstance(sizes, Sequence) else checked[0])
+
+    @property
+    def num_labels(self) -> int:
+        """Number of coarse labels."""
+        return self.mixture.num_labels
+
+    @property
+    def num_fine(self) -> int:
+        """Number of clusters."""
+        return self.mixture.num_clusters
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
+        """Draw the training and the fresh samples of one seed from two independent streams of `key`."""
+        train = self.mixture.sample(jax.random.fold_in(key, 0), self.samples_per_cluster)
+        fresh = self.mixture.sample(jax.random.fold_in(key, 1), self.fresh_per_cluster)
+        return train, fresh
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FixedData:
+    """One fixed pair of sample sets for all seeds, such as a real data set.
+
+    Attributes:
+        train: training samples.
+        fresh: held-out samples.
+        num_labels: number of coarse labels.
+        num_fine: number of original classes.
+
+    Raises:
+        ValueError: on non-finite inputs, unequal input dimensions, or labels outside their range.
+    """
+
+    train: Samples
+    fresh: Samples
+    num_labels: int = field(metadata={"static": True})
+    num_fine: int = field(metadata={"static": True})
+
+    def __post_init__(self):
+        for name in ("train", "fresh"):
+            samples = getattr(self, name)
+            if not isinstance(samples, Samples) or not _checks.is_concrete(samples.inputs):
+                return
+            num_samples = np.shape(samples.inputs)[0]
+            _checks.shape(f"{name}.inputs", samples.inputs, ("N", np.shape(self.train.inputs)[1]))
+            _checks.finite(f"{name}.inputs", samples.inputs)
+            _checks.labels(f"{name}.labels", samples.labels, num_classes=self.num_labels, length=num_samples)
+            _checks.labels(f"{name}.fine_labels", samples.fine_labels, num_classes=self.num_fine, length=num_samples)
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
+        """Return the two sets unchanged, inputs in the default float dtype; `key` is not used."""
+        del key
+        return _as_default_dtype(self.train), _as_default_dtype(self.fresh)
+
+
+def _as_default_dtype(samples: Samples) -> Samples:
+    return Samples(
+        inputs=jnp.asarray(samples.inputs, dtype=float),
+        labels=jnp.asarray(samples.labels, dtype=jnp.int32),
+        fine_labels=jnp.asarray(samples.fine_labels, dtype=jnp.int32),
+    )
