@@ -3,6 +3,7 @@
 from nctheory.metrics.clustering import ClusterProbe as ClusterProbe
 from nctheory.metrics.clustering import cluster_and_probe as cluster_and_probe
 from nctheory.metrics.clustering import surrogate_features as surrogate_features
+from nctheory.metrics.clustering import tsne_embedding as tsne_embedding
 from nctheory.metrics.collapse import CollapseMetrics as CollapseMetrics
 from nctheory.metrics.collapse import collapse_metrics as collapse_metrics
 from nctheory.metrics.fine import FineStructure as FineStructure

@@ -3,7 +3,7 @@
 Runs on the host (NumPy, SciPy, scikit-learn, openTSNE), each imported where it is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,14 @@ from jaxtyping import Float, Int
 
 from nctheory import _checks
 from nctheory._types import AnyArray
-from nctheory.metrics.transfer import _checked_labels, _checked_pair, _host, _squared_distances, linear_probe
+from nctheory.metrics.transfer import (
+    _checked_labels,
+    _checked_pair,
+    _host,
+    _one_thread,
+    _squared_distances,
+    linear_probe,
+)
 
 METHODS = ("kmeans", "tsne_kmeans")
 
@@ -80,19 +87,41 @@ def _counts_per_label(clusters_per_label: int | Sequence[int] | None, coarse: np
     return counts
 
 
-def _reduce(features: np.ndarray, method: str, seed: int, perplexity: float) -> np.ndarray:
-    if method == "kmeans":
-        return features
+def tsne_embedding(
+    features: Float[AnyArray, "N d"], *, seed: int, perplexity: float = 30.0, num_iterations: int = 750
+) -> Float[np.ndarray, "N 2"]:
+    """Embed features in the plane by t-SNE (openTSNE, PCA start, Barnes-Hut at any size).
+
+    Neighbourhoods are meant to be kept, distances between far groups and the axes carry no meaning.
+
+    Args:
+        features: Samples as rows, any unit, at least 4.
+        seed: Of the random start, >= 0.
+        perplexity: Effective number of neighbours, > 0, dimensionless; lowered to (N - 1) / 3 for few samples.
+        num_iterations: Gradient steps, a third of them with early exaggeration.
+
+    Returns:
+        Coordinates in the plane, dimensionless.
+
+    Raises:
+        ValueError: If features are not finite or too few, or an option is out of range.
+    """
+    _checks.shape("features", features, ("N", "d"))
+    if len(features) < 4:
+        raise ValueError(f"Argument `features` must have at least 4 rows, but has {len(features)}.")
+    points = _host("features", features)
+    _checks.real("perplexity", perplexity, minimum=0.0, exclusive_minimum=True)
+    early = _checks.integer("num_iterations", num_iterations, minimum=3) // 3
     from openTSNE import TSNE
 
     # openTSNE uses 3 * perplexity neighbours; small groups get the largest perplexity that they allow.
-    options: dict[str, Any] = {"perplexity": min(perplexity, max((len(features) - 1) / 3, 1.0))}
-    # Barnes-Hut at any size: the default changes method with the number of points.
-    embedding = TSNE(initialization="pca", negative_gradient_method="bh", random_state=seed, **options).fit(features)
-    return np.asarray(embedding)
+    options: dict[str, Any] = {"perplexity": min(perplexity, (len(points) - 1) / 3)}
+    options |= {"early_exaggeration_iter": early, "n_iter": num_iterations - early, "random_state": seed}
+    with _one_thread():
+        return np.asarray(TSNE(initialization="pca", negative_gradient_method="bh", **options).fit(points))
 
 
-def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, method: str, seed: int, perplexity: float):
+def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, seed: int, reduce: Callable):
     """Cluster inside each coarse label; clusters are numbered through in label order."""
     from sklearn.cluster import KMeans
 
@@ -106,10 +135,9 @@ def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, metho
         if min(count, distinct) <= 1:
             pseudo[mine] = offsets[label]
             continue
-        reduced = _reduce(points, method, seed, perplexity)
         options: dict[str, Any] = {"n_clusters": min(count, distinct), "n_init": 10, "random_state": seed}
         model = KMeans(**options)
-        pseudo[mine] = offsets[label] + model.fit_predict(reduced)
+        pseudo[mine] = offsets[label] + model.fit_predict(reduce(points))
     return pseudo, np.repeat(np.arange(len(counts)), counts)
 
 
@@ -154,6 +182,7 @@ def cluster_and_probe(
     method: str = "kmeans",
     seed: int,
     perplexity: float = 30.0,
+    tsne_iterations: int = 750,
     inverse_penalty: float = 1.0,
     max_iterations: int = 1000,
 ) -> ClusterProbe:
@@ -182,6 +211,7 @@ def cluster_and_probe(
         method: "kmeans" or "tsne_kmeans".
         seed: Start of k-means and t-SNE, >= 0.
         perplexity: Of t-SNE, > 0, dimensionless; lowered where a label has too few samples.
+        tsne_iterations: Gradient steps of t-SNE.
         inverse_penalty: Of the probe, as in `linear_probe`.
         max_iterations: Of the probe, as in `linear_probe`.
 
@@ -209,7 +239,13 @@ def cluster_and_probe(
     table = _fine_to_coarse(coarse, fine)
     counts = _counts_per_label(clusters_per_label, coarse, table)
 
-    pseudo, cluster_label = _cluster(train, coarse, counts, method, seed, perplexity)
+    def reduce(points: np.ndarray) -> np.ndarray:
+        if method == "kmeans" or len(points) < 4:
+            return points
+        return tsne_embedding(points, seed=seed, perplexity=perplexity, num_iterations=tsne_iterations)
+
+    with _one_thread():
+        pseudo, cluster_label = _cluster(train, coarse, counts, seed, reduce)
     matching = _match(pseudo, fine, cluster_label, table)
     probe = linear_probe(train, pseudo, test, inverse_penalty=inverse_penalty, max_iterations=max_iterations)
     coarse_right = cluster_label[probe.test_predictions] == coarse_truth
@@ -263,11 +299,12 @@ def surrogate_features(
     for label in np.unique(labels):
         mine = labels == label
         mean = original[mine].mean(axis=0)[None, :]
-        _, singular_values, directions = np.linalg.svd(original[mine] - mean, full_matrices=False)
-        rank = min(int(np.sum(mine)) - 1, singular_values.size)
+        rank = min(int(np.sum(mine)) - 1, original.shape[1])
         noise = generator.standard_normal((int(np.sum(mine)), rank))
-        # QR of centred Gaussian columns is uniform on frames orthogonal to the ones vector, up to the signs of R.
-        frame, triangle = np.linalg.qr(noise - noise.mean(axis=0)[None, :])
+        with _one_thread():
+            _, singular_values, directions = np.linalg.svd(original[mine] - mean, full_matrices=False)
+            # QR of centred Gaussian columns is uniform on frames orthogonal to the ones vector, up to the signs of R.
+            frame, triangle = np.linalg.qr(noise - noise.mean(axis=0)[None, :])
         frame = frame * np.where(np.diagonal(triangle) < 0, -1.0, 1.0)[None, :]
         result[mine] = mean + (frame * singular_values[:rank][None, :]) @ directions[:rank]
     return result

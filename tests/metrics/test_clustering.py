@@ -180,6 +180,30 @@ def test_surrogate_of_single_samples_and_its_seeds():
     assert not np.array_equal(surrogate, clustering.surrogate_features(features, labels, seed=1))
 
 
+def test_embedding_keeps_clusters_and_is_reproducible():
+    arguments = _mixture(11, separation=8.0)
+    points = arguments["train_features"]
+    plane = clustering.tsne_embedding(points, seed=0, num_iterations=300)
+    assert plane.shape == (240, 2)
+    np.testing.assert_array_equal(plane, clustering.tsne_embedding(points, seed=0, num_iterations=300))
+    gaps = np.linalg.norm(plane[:, None] - plane[None, :], axis=-1) + 1e9 * np.eye(240)
+    fine = arguments["train_fine"]
+    assert np.mean(fine[np.argmin(gaps, axis=1)] == fine) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.zeros((3, 2))}, r"Argument `features` must have at least 4 rows, but has 3"),
+        ({"features": np.full((5, 2), np.nan)}, r"Argument `features` must be finite"),
+        ({"num_iterations": 2}, r"Argument `num_iterations` must be an integer >= 3"),
+    ],
+)
+def test_bad_input_to_the_embedding(change, message, own_errors):
+    with pytest.raises(ValueError, match=message):
+        clustering.tsne_embedding(**{"features": np.eye(6), "seed": 0, **change})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
