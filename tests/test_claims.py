@@ -294,6 +294,7 @@ def test_file_holds_the_agreed_fields_and_reads_back(tmp_path):
         (lambda r: r.insert(0, 3), "entry 0 must be an object, but is int"),
     ],
 )
+@pytest.mark.usefixtures("own_errors")
 def test_malformed_file_names_file_and_field(tmp_path, change, message):
     path = tmp_path / "claims.json"
     ledger().write(path)

@@ -143,7 +143,7 @@ def test_import_is_fast():
 
 
 def test_help_of_every_experiment_is_fast():
-    """`--help` within 1.2 x `import jax`: best of up to five alternating rounds, since other work can only slow down."""
+    """`--help` within 1.2 x `import jax`: best of at most five alternating rounds, as other work only slows."""
     assert EXPERIMENTS
     for script in EXPERIMENTS:
         shown = python(str(script), "--help").stdout
