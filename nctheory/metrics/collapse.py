@@ -222,6 +222,7 @@ def whitening(means: Float[Array, "K d"]) -> Float[Array, "d r"]:
     return jnp.where(sigma[rank - 1] > floor, vt[:rank].T / sigma[:rank][None, :], jnp.nan)
 
 
+@jax.jit
 def summarize(moments: ClassMoments, weight: Float[Array, "K d"] | None, totals: ProbeTotals | None) -> CollapseMetrics:
     """Turn moments, and probe totals where there are some, into the metrics."""
     means = moments.centered_means()

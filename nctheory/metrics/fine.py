@@ -41,7 +41,7 @@ class FineStructure:
     coarse_ratio: Float[Array, ""]
 
     @property
-    def sample_distances(self) -> Float[Array, "F F"]:
+    def sample_distances(self) -> Float[Array, "*batch F F"]:
         """Mean squared distance of a sample of one fine class to a sample of another, all pairs (i, i') included.
 
         D(f, f') = |mu_f - mu_f'|^2 + tr S_f + tr S_f'; the diagonal is 2 tr S_f, not 0, and counts a sample's pair
@@ -61,7 +61,7 @@ def fine_structure(
 ) -> FineStructure:
     """Measure how far fine classes stay apart within and across labels.
 
-    With mu_f and S_f the mean and covariance (divisor n_f) of the features of fine class f, d(f, f') = |mu_f - mu_f'|^2:
+    With mu_f and S_f the mean and covariance (divisor n_f) of fine class f and d(f, f') = |mu_f - mu_f'|^2:
     q = mean of d over pairs with one label / mean of d over pairs with different labels, s = mean of d over pairs with
     one label / mean of tr S_f. Pairs and fine classes weigh equally, whatever their sizes. Collapse onto the labels
     gives q = 0; fine classes equidistant whatever their label give q = 1. q and s do not depend on a rotation, a scale
