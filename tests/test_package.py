@@ -1,6 +1,7 @@
 """The package as a whole: light to import, nothing global set, layers kept apart, documents in step with the code."""
 
 import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -93,6 +94,16 @@ def test_modules_are_short_and_without_pickles(path):
     assert not {name for name in imported(path) if name.split(".")[0] in {"pickle", "cloudpickle", "dill"}}
     # orbax and joblib could pickle too, but are not used for results.
     assert not re.search(r"allow_pickle\s*=\s*True", text)
+
+
+def test_examples_in_docstrings_run():
+    attempted = 0
+    for path in MODULES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        failed, run = doctest.testmod(importlib.import_module(name), verbose=False)
+        assert failed == 0, f"example in {name}"
+        attempted += run
+    assert attempted > 3
 
 
 def test_every_public_name_resolves():

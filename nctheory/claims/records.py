@@ -85,6 +85,7 @@ class ClaimSpec:
     """A claim before the run: statement, prediction and criterion.
 
     Example:
+        >>> from nctheory.claims import Covers, mean_interval
         >>> spec = ClaimSpec("L2/ratio", "derived here", "The distance ratio tends to 1/2.", 0.5, Covers(0.5, 0.02))
         >>> spec.judge(mean_interval([0.501, 0.499, 0.5, 0.502])).verdict
         'supported'
