@@ -27,8 +27,8 @@ class DataSource(Protocol):
         """Number of clusters or original classes."""
         ...
 
-    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
-        """Return the training samples and the fresh samples of one seed."""
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples | None]:
+        """Return the training samples and the fresh samples, if any, of one seed."""
         ...
 
 
@@ -40,7 +40,8 @@ class MixtureData:
     Attributes:
         mixture: the distribution.
         samples_per_cluster: training samples, one count for all clusters or one for each.
-        fresh_per_cluster: samples that training never sees, for measuring generalisation of the geometry.
+        fresh_per_cluster: samples that training never sees, for measuring generalisation of the geometry; None for
+            none, which halves what a sweep has to compile.
 
     Raises:
         ValueError: if a count is not a positive integer.
@@ -48,12 +49,14 @@ class MixtureData:
 
     mixture: GaussianMixture
     samples_per_cluster: int | Sequence[int] = field(metadata={"static": True})
-    fresh_per_cluster: int | Sequence[int] = field(metadata={"static": True})
+    fresh_per_cluster: int | Sequence[int] | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         if isinstance(self.mixture, GaussianMixture):
             for name in ("samples_per_cluster", "fresh_per_cluster"):
                 sizes = getattr(self, name)
+                if sizes is None and name == "fresh_per_cluster":
+                    continue
                 checked = cluster_sizes(sizes, self.mixture.num_clusters)
                 object.__setattr__(self, name, checked if isinstance(sizes, Sequence) else checked[0])
 
@@ -67,11 +70,12 @@ class MixtureData:
         """Number of clusters."""
         return self.mixture.num_clusters
 
-    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples | None]:
         """Draw the training and the fresh samples of one seed from two independent streams of `key`."""
         train = self.mixture.sample(jax.random.fold_in(key, 0), self.samples_per_cluster)
-        fresh = self.mixture.sample(jax.random.fold_in(key, 1), self.fresh_per_cluster)
-        return train, fresh
+        if self.fresh_per_cluster is None:
+            return train, None
+        return train, self.mixture.sample(jax.random.fold_in(key, 1), self.fresh_per_cluster)
 
 
 @jax.tree_util.register_dataclass

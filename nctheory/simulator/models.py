@@ -7,6 +7,7 @@ a leaf, so that a sweep over initial scales compiles once. Every module has `fea
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -85,7 +86,7 @@ class MLP(Model):
         self.kernels = nnx.List(
             [
                 nnx.Param(_normal(rngs.params(), (fan_in, fan_out), gain / fan_in**0.5))
-                for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+                for fan_in, fan_out in pairwise(sizes)
             ]
         )
         self.biases = nnx.List([nnx.Param(jnp.zeros(width, dtype=float)) for width in spec.widths])

@@ -240,8 +240,12 @@ class _Runner:
         return [parts[i] for i in range(len(starts))]
 
     def _run_missing(self, compiled, missing, starts, parts, bar) -> None:
+        # The precision switch belongs to a thread, so the workers have to be given this one's.
+        x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
         def run_chunk(i: int) -> Any:
-            part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
+            with jax.enable_x64(x64):
+                part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
             if self.store is not None:
                 self.store.save(i, part)
             return part

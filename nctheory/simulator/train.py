@@ -123,7 +123,7 @@ class History:
         objective: regularised training objective.
         gradient_norm: Euclidean norm of the objective's full-batch gradient.
         train: measurements on the training samples.
-        fresh: measurements on samples that training never saw.
+        fresh: measurements on samples that training never saw, or None if the data have none.
         params: trained parameters, stacked over records, or None unless `keep_params`.
         finite: whether the objective stayed finite at every record.
     """
@@ -132,7 +132,7 @@ class History:
     objective: Float[Array, "*batch T"]
     gradient_norm: Float[Array, "*batch T"]
     train: Measurements
-    fresh: Measurements
+    fresh: Measurements | None
     params: Any
     finite: Any
 
@@ -165,7 +165,7 @@ def train(config: TrainConfig, key: Key[Array, ""]) -> History:
             objective=value,
             gradient_norm=optax.tree.norm(gradient),
             train=measurements(config, model, samples),
-            fresh=measurements(config, model, fresh),
+            fresh=None if fresh is None else measurements(config, model, fresh),
             params=params if config.keep_params else None,
             finite=jnp.isfinite(value),
         )
