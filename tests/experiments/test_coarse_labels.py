@@ -1,0 +1,148 @@
+"""The coarse-label experiment as a user runs it, at its smallest size: files, resume, errors, verdict logic."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "coarse_labels.py"
+
+
+def _command(script, *arguments):
+    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One smoke run that the tests of this file share."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, _command(SCRIPT, "--smoke", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def claims_module():
+    """The experiment's claims, loaded by path: experiments are scripts and no package."""
+    path = ROOT / "experiments" / "_coarse" / "claims.py"
+    spec = importlib.util.spec_from_file_location("coarse_claims", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_smoke_writes_a_whole_run_folder(smoke):
+    out, result = smoke
+    assert result.returncode == 0, result.stderr
+    assert "raw pixels, k-means" in result.stdout
+    assert "survives/plain" in result.stdout
+    assert {"config.json", "manifest.json", "history.nc", "claims.json"} <= {path.name for path in out.iterdir()}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
+    with xr.open_dataset(out / "history.nc") as history:
+        assert history.sizes["seed"] == 2
+        assert history["clp"].dims == ("arm", "seed", "step")
+        assert history["clp"].attrs["units"] == "dimensionless"
+        assert np.isfinite(history["clp"]).all()
+        # Initial weights that differ by a scale alone give features that differ by a scale alone.
+        start = history["clp"].isel(step=0)
+        assert np.abs(start.sel(arm="plain") - start.sel(arm="standard_init")).max() < 0.02
+        np.testing.assert_array_equal(start.sel(arm="plain"), start.sel(arm="decay"))
+        assert float(history["raw_clp"]) > 0.9
+    roles = [claim["role"] for claim in json.loads((out / "claims.json").read_text())]
+    assert roles.count("claim") == roles.count("control") == 6
+
+
+def test_plot_only_rewrites_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
+    (out / "claims.json").unlink()
+    result = _command(SCRIPT, "--plot-only", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert (out / "claims.json").read_text() == before
+
+
+def test_killed_run_resumes_to_the_same_numbers(smoke):
+    out, _ = smoke
+    with xr.open_dataset(out / "history.nc") as stored:
+        before = stored.load()
+    # A run that was killed while scoring: its last files are missing, one of the scores too.
+    for name in ("history.nc", "manifest.json", "claims.json", "parts/scores/coarse-plain-1.npz"):
+        (out / name).unlink()
+    result = _command(SCRIPT, "--smoke", "--resume", "--out", out)
+    assert result.returncode == 0, result.stderr
+    with xr.open_dataset(out / "history.nc") as after:
+        xr.testing.assert_identical(before, after.load())
+
+
+def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
+    out, _ = smoke
+    result = _command(ROOT / "paper_figs" / "coarse_digits.py", "--run", out, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"coarse_digits.{end}" for end in ("pdf", "png", "csv")}
+    rows = (tmp_path / "coarse_digits.csv").read_text().splitlines()
+    # Three 10 x 10 matrices, three arms at three records, five reference levels, one header.
+    assert len(rows) == 1 + 300 + 9 + 5
+    assert rows[0] == "panel,arm,step,x,y,value,low,high"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num-seeds", "1"), "Argument `num_seeds` must be an integer >= 2"),
+        (("--dataset", "mnits"), "Argument `dataset` must be one of ['digits'], but is 'mnits'"),
+        (("--num-coarse", "11"), "Argument `num_coarse` must be <= num_fine = 10, but is 11"),
+        (("--weight-decay", "-0.1"), "Argument `weight_decay` must be > 0, but is -0.1"),
+        (("--plot-only",), "must be the folder of a finished run"),
+    ],
+)
+def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
+    result = _command(SCRIPT, "--out", tmp_path / "new", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new" / "history.nc").exists()
+
+
+def _record(claims_module, *, plain=0.85, decay=0.75, standard=0.94, surrogate=0.48, num_seeds=8):
+    """A made-up record with the given final levels, untrained level 0.93 and a spread of 0.005 over seeds."""
+    generator = np.random.default_rng(0)
+    noise = lambda *shape: 0.005 * generator.standard_normal(shape)  # noqa: E731
+    final = np.array([plain, decay, standard])[:, None]
+    clp = np.stack([np.full((3, num_seeds), 0.93), np.broadcast_to(final, (3, num_seeds))], axis=-1)
+    replica = np.stack([0.93 + noise(num_seeds), plain + noise(num_seeds)], axis=-1)
+    accuracy = np.stack([np.full((3, num_seeds), 0.2), np.ones((3, num_seeds))], axis=-1)
+    return xr.Dataset(
+        {
+            "clp": (("arm", "seed", "step"), clp + noise(3, num_seeds, 2)),
+            "surrogate": (("arm", "seed", "end", "draw"), surrogate + noise(3, num_seeds, 2, 2)),
+            "replica_clp": (("seed", "step"), replica),
+            "train_accuracy": (("arm", "seed", "step"), accuracy),
+        },
+        {"arm": list(claims_module.ARMS)},
+    )
+
+
+def test_expected_levels_pass_and_each_missing_effect_fails_its_claim(claims_module):
+    assert claims_module.judge(_record(claims_module)).failures() == []
+    wrong = {
+        "survives/plain": {"plain": 0.5, "decay": 0.4},
+        "eroded": {"plain": 0.93},
+        "eroded-by-decay": {"decay": 0.85},
+        "memory": {"standard": 0.86},
+    }
+    for claim, levels in wrong.items():
+        verdicts = {row.id: row.verdict for row in claims_module.judge(_record(claims_module, **levels)).claims}
+        assert verdicts[claim] == "refuted"
+
+
+def test_diverged_seeds_are_never_averaged_in(claims_module):
+    record = _record(claims_module)
+    record["clp"][0, 3, 1] = np.nan
+    rows = {row.id: row for row in claims_module.judge(record).claims}
+    assert rows["eroded"].verdict == "inconclusive"
+    assert rows["eroded"].num_nonfinite == 1
+    assert rows["survives/decay"].verdict == "supported"
