@@ -104,7 +104,9 @@ def _sums_are_finite(value: Any) -> bool:
     if np.ndim(value) < 2 or not isinstance(value, np.ndarray | jax.Array):
         return False
     if isinstance(value, jax.Array):
-        return bool(jax.numpy.isfinite(jax.numpy.sum(value, axis=0)).all())
+        # Inside `jit` the value of a closed-over array is known, but operations on it would be traced.
+        with jax.ensure_compile_time_eval():
+            return bool(jax.numpy.isfinite(jax.numpy.sum(value, axis=0)).all())
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(value.sum(axis=0)).all())
 
@@ -120,7 +122,9 @@ def labels(name: str, value: Any, *, num_classes: int, length: int | None = None
         raise ValueError(f"Argument `{name}` must hold integers, but has dtype {dtype}.")
     if not is_concrete(value) or np.size(value) == 0:
         return
-    low, high = int(np.min(value)), int(np.max(value))
+    # NumPy first: inside `jit`, an operation on a concrete JAX array yields a tracer.
+    known = np.asarray(value)
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"Argument `{name}` must lie in 0..{num_classes - 1}, but spans {low}..{high}.")
 

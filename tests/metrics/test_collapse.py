@@ -264,6 +264,18 @@ def test_bad_input_is_named(change, message):
         collapse_metrics(arguments.pop("features"), arguments.pop("labels"), **arguments)
 
 
+def test_concrete_arrays_closed_over_by_jit_are_checked_and_measured():
+    features, labels, weight, bias = map(jnp.asarray, draw(18))
+    expected = reference.collapse(*(np.asarray(a) for a in (features, labels)), 4, weight, bias)
+    measure = lambda scale, y: collapse_metrics(scale * features, y, num_classes=4, weight=weight, bias=bias)  # noqa: E731
+    assert_matches(jax.jit(lambda s: measure(s, labels))(jnp.ones_like(features[0, 0])), expected)
+    assert_matches(
+        jax.jit(lambda: collapse_metrics(features, labels, num_classes=4, weight=weight, bias=bias))(), expected
+    )
+    with pytest.raises(ValueError, match="`labels` must lie in"):
+        jax.jit(lambda s: measure(s, np.asarray(labels) + 1))(1.0)
+
+
 def test_huge_but_finite_features_are_not_called_infinite():
     features, labels, *_ = draw(17)
     big = np.where(np.arange(7)[None, :] == 0, 3e38, features).astype(np.float32)
