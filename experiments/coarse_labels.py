@@ -43,7 +43,7 @@ class Config(RunOptions):
     network: Literal["mlp"] = "mlp"
     """Network, one of NETWORKS."""
     num_seeds: int = 8
-    """Number of seeds; the intervals are over them. As many further seeds serve as controls."""
+    """Number of seeds; the intervals are over them. As many further networks serve as controls."""
     num_coarse: int = 5
     """Number of super-classes C."""
     merge_seed: int = 0
@@ -84,7 +84,7 @@ class Config(RunOptions):
         """This configuration, or with `smoke` its smallest version."""
         if not self.smoke:
             return self
-        small: dict[str, Any] = {"num_seeds": 2, "num_steps": 60, "num_records": 3, "widths": (32, 32)}
+        small: dict[str, Any] = {"num_seeds": 2, "num_steps": 60, "num_records": 2, "widths": (32, 32)}
         return dataclasses.replace(self, **small, num_tsne_seeds=1, tsne_iterations=30)
 
 
@@ -152,33 +152,49 @@ def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: 
 
     parts.mkdir(exist_ok=True)
 
-    def unit(sweep_name: str, arm: str, row: int, column: int) -> dict[str, np.ndarray]:
-        result = sweeps[sweep_name]
+    result = sweeps["coarse"]
+
+    def unit(arm: str, row: int, column: int) -> dict[str, np.ndarray]:
         seed = int(result.seeds[column])
 
         def compute():
             features = _features(config, data, arm, result.history.params, (row, column))
-            scores = vision.scores_along_training(data, features, seed=seed)
-            if sweep_name == "replica":
-                return scores
-            num_iterations = config.tsne_iterations if column < config.num_tsne_seeds else None
             ends = (features[0][[0, -1]], features[1][[0, -1]])
-            scores |= vision.scores_of_controls(data, ends, seed=seed, tsne_iterations=num_iterations)
+            if arm == "replica":
+                return {"clp": vision.scores_along_training(data, ends, seed=seed)["clp"]}
+            num_iterations = config.tsne_iterations if column < config.num_tsne_seeds else None
+            scores = vision.scores_along_training(data, features, seed=seed)
+            scores |= _scores_at_ends(data, ends, seed, arm, num_iterations)
             if column == 0:
                 scores["embedding"] = vision.embeddings(ends[1], num_iterations=config.tsne_iterations)
             return scores
 
-        return cached(parts / f"{sweep_name}-{arm}-{seed}.npz", compute)
+        return cached(parts / f"{arm}-{seed}.npz", compute)
 
-    jobs = [("coarse", arm, i, j) for j in range(config.num_seeds) for i, arm in enumerate(ARMS)]
-    jobs += [("replica", "plain", 0, j) for j in range(config.num_seeds)]
+    jobs = [(arm, i, j) for j in range(config.num_seeds) for i, arm in enumerate((*ARMS, "replica"))]
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             done = list(tqdm(pool.map(lambda job: unit(*job), jobs), total=len(jobs), desc="cluster and probe"))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {f"{name}/{arm}/{j}": scores for (name, arm, _, j), scores in zip(jobs, done, strict=True)}
+    return {f"{arm}/{j}": scores for (arm, _, j), scores in zip(jobs, done, strict=True)}
+
+
+def _scores_at_ends(data: "CoarseData", ends, seed: int, arm: str, tsne_iterations: int | None):
+    """Slow scores at the last record; at the first one, which all arms share, in "plain" and without surrogates."""
+    import numpy as np
+
+    from nctheory import vision
+
+    tsne_iterations = None if arm == "standard_init" else tsne_iterations
+    first, last = ((ends[0][i : i + 1], ends[1][i : i + 1]) for i in (0, 1))
+    final = vision.scores_of_controls(data, last, seed=seed, tsne_iterations=tsne_iterations)
+    start = {name: np.full_like(values, np.nan) for name, values in final.items()}
+    if arm == "plain":
+        found = vision.scores_of_controls(data, first, seed=seed, num_surrogates=0, tsne_iterations=tsne_iterations)
+        start |= {name: values for name, values in found.items() if values.size}
+    return {name: np.concatenate([start[name], values]) for name, values in final.items()}
 
 
 def _features(config: Config, data: "CoarseData", arm: str, params, index: tuple[int, int]):
@@ -199,22 +215,50 @@ def _features(config: Config, data: "CoarseData", arm: str, params, index: tuple
     return train, test
 
 
+def train(condition, key):
+    """Train as `simulator.train` does; `condition` is (configuration, stream), streams above 0 are independent runs.
+
+    Keeps what is stored, so that nothing else is compiled.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from nctheory import simulator
+
+    config, stream = condition
+    history = simulator.train(config, jax.lax.cond(jnp.asarray(stream) > 0, jax.random.fold_in, _first, key, stream))
+    assert history.fresh is not None
+    return dataclasses.replace(
+        history,
+        train=dataclasses.replace(history.train, collapse=None, cluster_outputs=None),
+        fresh=dataclasses.replace(history.fresh, collapse=None, cluster_outputs=None, fine=None),
+        objective=None,
+        gradient_norm=None,
+    )
+
+
+def _first(key, stream):
+    del stream
+    return key
+
+
 def run_sweeps(config: Config, data: "CoarseData", parts: Path) -> dict[str, Any]:
-    """Train the coarse arms, their replica on further seeds, and the ordinary network; chunks are kept in `parts`."""
+    """Train the coarse arms, a replica of "plain" on other streams, and the ordinary network; `parts` keeps chunks."""
     from nctheory import simulator
 
     seeds = list(range(config.seed, config.seed + config.num_seeds))
-    further = [seed + config.num_seeds for seed in seeds]
-    plain = train_config(config, data, "plain")
+    coarse = [(train_config(config, data, arm), 0) for arm in ARMS]
     plans = {
-        "coarse": ([train_config(config, data, arm) for arm in ARMS], seeds),
-        "replica": ([plain], further),
-        "ordinary": ([train_config(config, data, "plain", num_labels=len(data.class_names))], seeds),
+        "coarse": [*coarse, (train_config(config, data, "plain"), 1)],
+        "ordinary": [(train_config(config, data, "plain", num_labels=len(data.class_names)), 0)],
     }
-    return {
-        name: simulator.sweep(simulator.train, configs, chosen, checkpoint=parts / f"sweep-{name}")
-        for name, (configs, chosen) in plans.items()
-    }
+
+    def run_one(name: str):
+        return simulator.sweep(train, plans[name], seeds, checkpoint=parts / f"sweep-{name}", progress=name == "coarse")
+
+    # Side by side, because half the time of a short run is compilation, which keeps one core busy.
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return dict(zip(plans, pool.map(run_one, plans), strict=True))
 
 
 def collect(
@@ -226,39 +270,37 @@ def collect(
 
     from nctheory import vision
 
-    history = sweeps["coarse"].history
+    history, num_arms = sweeps["coarse"].history, len(ARMS)
     stacked = {
-        name: np.stack([[scores[f"coarse/{arm}/{j}"][name] for j in range(config.num_seeds)] for arm in ARMS])
-        for name in scores["coarse/plain/0"]
+        name: np.stack([[scores[f"{arm}/{j}"][name] for j in range(config.num_seeds)] for arm in ARMS])
+        for name in scores["plain/0"]
         if name != "embedding"
     }
-    replica = np.stack([scores[f"replica/plain/{j}"]["clp"] for j in range(config.num_seeds)])
+    replica = np.stack([scores[f"replica/{j}"]["clp"] for j in range(config.num_seeds)])
     along, ends, classes = ("arm", "seed", "step"), ("arm", "seed", "end"), ("fine", "other_fine")
     unit = {"units": "dimensionless"}
     squared = {"units": "squared feature units"}
-    fine, collapse = history.train.fine, history.train.collapse
+    fine = history.train.fine
     variables: dict[str, Any] = {name: (along, stacked[name], unit) for name in vision.SCORES}
     variables |= {name: (ends, stacked[name], unit) for name in ("clp_tsne", "fine_probe")}
     for name in ("surrogate", "surrogate_explained_variance"):
         variables[name] = ((*ends, "draw"), stacked[name], unit)
     variables |= {
-        "loss": (along, history.train.loss, {"units": "nat"}),
-        "train_accuracy": (along, history.train.accuracy, unit),
-        "test_accuracy": (along, history.fresh.accuracy, unit),
-        "nc1": (along, collapse.nc1, unit),
-        "coarse_ratio": (along, fine.coarse_ratio, unit),
-        "ratio": (along, fine.ratio, unit),
-        "separation": (along, fine.separation, unit),
-        "class_distances": ((*along, *classes), fine.class_distances, squared),
-        "within_variances": ((*along, "fine"), fine.within_variances, squared),
-        "replica_clp": (("seed", "step"), replica, unit),
-        "replica_seed": ("seed", sweeps["replica"].seeds.astype(np.int64)),
+        "loss": (along, history.train.loss[:num_arms], {"units": "nat"}),
+        "train_accuracy": (along, history.train.accuracy[:num_arms], unit),
+        "test_accuracy": (along, history.fresh.accuracy[:num_arms], unit),
+        "coarse_ratio": (along, fine.coarse_ratio[:num_arms], unit),
+        "ratio": (along, fine.ratio[:num_arms], unit),
+        "separation": (along, fine.separation[:num_arms], unit),
+        "class_distances": ((*along, *classes), fine.class_distances[:num_arms], squared),
+        "within_variances": ((*along, "fine"), fine.within_variances[:num_arms], squared),
+        "replica_clp": (("seed", "end"), replica, unit),
         "ordinary_accuracy": ("seed", sweeps["ordinary"].history.fresh.accuracy[0, :, -1], unit),
-        "finite": (("arm", "seed"), sweeps["coarse"].finite),
+        "finite": (("arm", "seed"), sweeps["coarse"].finite[:num_arms]),
         "coarse_label": ("fine", np.asarray(data.label_map.table)),
         "embedding": (
             ("arm", "end", "sample", "plane"),
-            np.stack([scores[f"coarse/{arm}/0"]["embedding"] for arm in ARMS]),
+            np.stack([scores[f"{arm}/0"]["embedding"] for arm in ARMS]),
             unit,
         ),
         "sample_class": ("sample", data.fine[1]),
@@ -310,6 +352,7 @@ def run(config: Config) -> int:
         raise ValueError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
     sized = config.sized
     data = vision.load_coarse(config.dataset, config.labels, num_coarse=config.num_coarse, seed=config.merge_seed)
+    data = data.head(500, 200) if config.smoke else data
     with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
 

@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nctheory._cli import run_main
 from nctheory.runs import RunFolder, atomic_write
@@ -18,7 +18,7 @@ from nctheory.runs import RunFolder, atomic_write
 if TYPE_CHECKING:
     import xarray as xr
 
-COLUMNS = ("panel", "arm", "step", "x", "y", "value", "low", "high")
+COLUMNS: tuple[str, ...] = ("panel", "arm", "step", "x", "y", "value", "low", "high")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ def table(history: "xr.Dataset") -> str:
     """The numbers behind the figure as CSV text."""
     from nctheory import coarse_figure
 
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     names = history["fine"].values[coarse_figure.partner_order(history)]
     steps = history["step"].values
     for arm, step in (("plain", 0), ("plain", -1), ("decay", -1)):
         matrix = coarse_figure.distance_matrix(history, arm, step)
-        shared = {"panel": "class_distance", "arm": arm, "step": int(steps[step])}
+        shared: dict[str, Any] = {"panel": "class_distance", "arm": arm, "step": int(steps[step])}
         rows += [
             {**shared, "x": x, "y": y, "value": f"{matrix[j, i]:.6g}"}
             for i, x in enumerate(names)

@@ -3,6 +3,7 @@
 Everything runs on the host. Features that a diverged run left non-finite score NaN.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,30 @@ class CoarseData:
     fine: tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]
     label_map: LabelMap
     class_names: tuple[str, ...]
+
+    def head(self, num_train: int, num_test: int) -> "CoarseData":
+        """Keep the first samples of each split, for a quick look.
+
+        Args:
+            num_train: Train samples to keep, >= 1.
+            num_test: Test samples to keep, >= 1.
+
+        Returns:
+            The smaller set, all of a split that has fewer samples.
+
+        Raises:
+            ValueError: If a count is not positive or leaves a super-class or an original class without train samples.
+        """
+        counts = (
+            _checks.integer("num_train", num_train, minimum=1),
+            _checks.integer("num_test", num_test, minimum=1),
+        )
+        _checks.no_empty_class("num_train", self.fine[0][: counts[0]], num_classes=len(self.class_names))
+
+        def cut(pair):
+            return pair[0][: counts[0]], pair[1][: counts[1]]
+
+        return dataclasses.replace(self, inputs=cut(self.inputs), coarse=cut(self.coarse), fine=cut(self.fine))
 
 
 def load_coarse(
@@ -113,18 +138,19 @@ def scores_along_training(data: CoarseData, features: Pair, *, seed: int) -> dic
 
 
 def scores_of_controls(
-    data: CoarseData, features: Pair, *, seed: int, tsne_iterations: int | None = None
+    data: CoarseData, features: Pair, *, seed: int, num_surrogates: int = 2, tsne_iterations: int | None = None
 ) -> dict[str, Float[np.ndarray, "T ..."]]:
     """The slow scores and the controls at chosen records of a run.
 
     `clp_tsne`: the variant with t-SNE before k-means. `surrogate` and `surrogate_explained_variance`: accuracy and
-    explained variance of two independent draws (last axis) of `metrics.surrogate_features`. `fine_probe`: linear probe
+    explained variance of independent draws (last axis) of `metrics.surrogate_features`. `fine_probe`: linear probe
     trained on the true original classes.
 
     Args:
         data: Labels and the merge.
         features: Train (T N d) and test (T M d) features, any unit.
         seed: Of clustering, embedding and surrogates.
+        num_surrogates: Draws of the surrogate; 0 leaves that axis empty.
         tsne_iterations: Gradient steps of t-SNE; None leaves `clp_tsne` NaN.
 
     Returns:
@@ -139,7 +165,8 @@ def scores_of_controls(
         tsne = None
         if tsne_iterations is not None:
             tsne = _probe(data, pair, seed, method="tsne_kmeans", tsne_iterations=tsne_iterations)
-        draws = [_probe(data, _surrogate(data, pair, 2 * seed + draw), seed) for draw in range(2)]
+        # Streams of different run seeds never meet: a million draws fit between two of them.
+        draws = [_probe(data, _surrogate(data, pair, 1_000_000 * seed + n), seed) for n in range(num_surrogates)]
         truth = np.nan
         if _finite(pair):
             truth = metrics.linear_probe_accuracy(pair[0], data.fine[0], pair[1], data.fine[1])

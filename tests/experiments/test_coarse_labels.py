@@ -51,7 +51,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
         start = history["clp"].isel(step=0)
         assert np.abs(start.sel(arm="plain") - start.sel(arm="standard_init")).max() < 0.02
         np.testing.assert_array_equal(start.sel(arm="plain"), start.sel(arm="decay"))
-        assert float(history["raw_clp"]) > 0.9
+        assert float(history["raw_clp"]) > 0.8
     roles = [claim["role"] for claim in json.loads((out / "claims.json").read_text())]
     assert roles.count("claim") == roles.count("control") == 6
 
@@ -70,7 +70,7 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
     with xr.open_dataset(out / "history.nc") as stored:
         before = stored.load()
     # A run that was killed while scoring: its last files are missing, one of the scores too.
-    for name in ("history.nc", "manifest.json", "claims.json", "parts/scores/coarse-plain-1.npz"):
+    for name in ("history.nc", "manifest.json", "claims.json", "parts/scores/plain-1.npz"):
         (out / name).unlink()
     result = _command(SCRIPT, "--smoke", "--resume", "--out", out)
     assert result.returncode == 0, result.stderr
@@ -84,8 +84,8 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"coarse_digits.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "coarse_digits.csv").read_text().splitlines()
-    # Three 10 x 10 matrices, three arms at three records, five reference levels, one header.
-    assert len(rows) == 1 + 300 + 9 + 5
+    # Three 10 x 10 matrices, three arms at two records, five reference levels, one header.
+    assert len(rows) == 1 + 300 + 6 + 5
     assert rows[0] == "panel,arm,step,x,y,value,low,high"
 
 
@@ -119,7 +119,7 @@ def _record(claims_module, *, plain=0.85, decay=0.75, standard=0.94, surrogate=0
         {
             "clp": (("arm", "seed", "step"), clp + noise(3, num_seeds, 2)),
             "surrogate": (("arm", "seed", "end", "draw"), surrogate + noise(3, num_seeds, 2, 2)),
-            "replica_clp": (("seed", "step"), replica),
+            "replica_clp": (("seed", "end"), replica),
             "train_accuracy": (("arm", "seed", "step"), accuracy),
         },
         {"arm": list(claims_module.ARMS)},
