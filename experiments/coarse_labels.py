@@ -50,17 +50,17 @@ class Config(RunOptions):
     """Names the merge of `--labels random`."""
     widths: tuple[int, ...] = (256, 256)
     """Hidden widths of the MLP."""
-    init_scale: float = 0.1
+    init_scale: float = 0.3
     """Initial weights of the arms "plain" and "decay", as a multiple of He-normal; "standard_init" uses 1."""
-    weight_decay: float = 0.005
+    weight_decay: float = 0.01
     """Weight decay lambda of the arm "decay" (objective: loss + lambda/2 |weights|^2); the others have none."""
     learning_rate: float = 0.1
-    """Step size of momentum gradient descent."""
+    """First step size of momentum gradient descent; it falls to 0 along a half cosine."""
     momentum: float = 0.9
     """Heavy-ball coefficient."""
     batch_size: int = 128
     """Images an update."""
-    num_steps: int = 1000
+    num_steps: int = 1200
     """Updates."""
     num_records: int = 7
     """Log-spaced steps at which everything is measured, the first before training."""
@@ -85,7 +85,7 @@ class Config(RunOptions):
         if not self.smoke:
             return self
         small: dict[str, Any] = {"num_seeds": 2, "num_steps": 60, "num_records": 2, "widths": (32, 32)}
-        return dataclasses.replace(self, **small, num_tsne_seeds=1, tsne_iterations=30)
+        return dataclasses.replace(self, **small, num_tsne_seeds=0, tsne_iterations=30)
 
 
 def _mlp(config: Config, init_scale: float):
@@ -114,6 +114,7 @@ def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: in
         momentum=config.momentum,
         weight_decay=config.weight_decay if arm == "decay" else 0.0,
         batch_size=config.batch_size,
+        schedule="cosine",
         num_steps=config.num_steps,
         num_records=config.num_records,
         keep_params=True,
@@ -152,13 +153,13 @@ def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: 
 
     parts.mkdir(exist_ok=True)
 
-    result = sweeps["coarse"]
+    result, features_of = sweeps["coarse"], make_features(config, data)
 
     def unit(arm: str, row: int, column: int) -> dict[str, np.ndarray]:
         seed = int(result.seeds[column])
 
         def compute():
-            features = _features(config, data, arm, result.history.params, (row, column))
+            features = features_of(result.history.params, row, column)
             ends = (features[0][[0, -1]], features[1][[0, -1]])
             if arm == "replica":
                 return {"clp": vision.scores_along_training(data, ends, seed=seed)["clp"]}
@@ -197,22 +198,30 @@ def _scores_at_ends(data: "CoarseData", ends, seed: int, arm: str, tsne_iteratio
     return {name: np.concatenate([start[name], values]) for name, values in final.items()}
 
 
-def _features(config: Config, data: "CoarseData", arm: str, params, index: tuple[int, int]):
-    """Last-layer features (record, N, d) of one seed of one arm, train and test, in float32 on the host."""
+def make_features(config: Config, data: "CoarseData"):
+    """Build the function from (all kept parameters, row, column) to (train, test) features of one run.
+
+    Features are those of the last hidden layer at every record, arrays (record, N, d) in the dtype of training.
+    """
     import jax
     import numpy as np
 
     from nctheory import simulator
 
-    setting = train_config(config, data, arm)
-    mine = jax.tree.map(lambda leaf: leaf[index], params)
+    # Arms differ in numbers alone, so one arm's configuration rebuilds the network of every one of them.
+    setting = train_config(config, data, "plain")
 
     def features(parameters, inputs):
         return simulator.trained_model(setting, jax.random.key(0), parameters).features(inputs)
 
-    apply = jax.vmap(features, in_axes=(0, None))
-    train, test = (np.asarray(apply(mine, part)) for part in data.inputs)
-    return train, test
+    apply = jax.jit(jax.vmap(features, in_axes=(0, None)))
+
+    def of_run(params, row: int, column: int):
+        mine = jax.tree.map(lambda leaf: leaf[row, column], params)
+        train, test = (np.asarray(apply(mine, part)) for part in data.inputs)
+        return train, test
+
+    return of_run
 
 
 def train(condition, key):
