@@ -22,6 +22,7 @@ from nctheory.simulator.sweep import Grid as Grid
 from nctheory.simulator.sweep import SweepResult as SweepResult
 from nctheory.simulator.sweep import grid as grid
 from nctheory.simulator.sweep import sweep as sweep
+from nctheory.simulator.train import DATA_STREAM as DATA_STREAM
 from nctheory.simulator.train import History as History
 from nctheory.simulator.train import Measurements as Measurements
 from nctheory.simulator.train import TrainConfig as TrainConfig

@@ -4,14 +4,15 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
@@ -102,7 +103,9 @@ def sweep(
     chunk_size: int | Literal["auto"] = "auto",
     mesh: Mesh | None = None,
     checkpoint: str | os.PathLike | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    description: str | None = None,
 ) -> SweepResult:
     """Run `train(config, key(seed))` for every condition and seed.
 
@@ -119,7 +122,10 @@ def sweep(
         mesh: devices to shard the rows of a chunk over; the chunk size is rounded up to a multiple of their number.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
             read back instead of being run, with their chunk size; a folder of another sweep is refused.
+        compiler_options: options for XLA, such as `{"xla_backend_optimization_level": 0}` to compile faster and run
+            slower.
         progress: whether to show a progress bar.
+        description: text before the progress bar.
 
     Returns:
         All rows, those that became non-finite marked as such.
@@ -134,16 +140,17 @@ def sweep(
     if chunk_size != "auto":
         _checks.integer("chunk_size", chunk_size, minimum=1)
     num_devices = 1 if mesh is None else mesh.size
-    store = None if checkpoint is None else PartStore.open(Path(checkpoint), rows.fingerprint())
+    program = _Program.trace(train, rows)
+    store = None if checkpoint is None else PartStore.open(Path(checkpoint), program.fingerprint())
     if store is not None and store.chunk_size is not None and chunk_size == "auto":
         chunk_size = store.chunk_size
     if chunk_size == "auto":
-        chunk_size = _auto_chunk_size(train, rows, num_devices)
+        chunk_size = _auto_chunk_size(program, num_devices)
     chunk_size = -(-min(chunk_size, rows.count) // num_devices) * num_devices
     if store is not None:
         store.begin(chunk_size)
-    runner = _Runner(train, rows, chunk_size, mesh, store)
-    parts = runner.run(progress)
+    runner = _Runner(program, chunk_size, mesh, store, compiler_options)
+    parts = runner.run(progress, description)
     shape = (len(conditions.configs), len(seed_list))
     history = jax.tree.map(
         lambda *leaves: np.concatenate(leaves)[: rows.count].reshape(*shape, *leaves[0].shape[1:]), *parts
@@ -204,69 +211,94 @@ class _Rows:
         condition, seed = np.divmod(index, len(self.seeds))
         return self.seeds[seed], tuple(leaf[condition] for leaf in self.varying)
 
+
+@dataclass(frozen=True)
+class _Program:
+    """One row of a sweep, traced once; every later step works on the traced program."""
+
+    name: str
+    rows: _Rows
+    jaxpr: ClosedJaxpr
+    structure: Any
+    trace_seconds: float
+
+    @classmethod
+    def trace(cls, train: Callable[[Any, jax.Array], Any], rows: _Rows) -> "_Program":
+        def row(seed, shared, varying):
+            return train(rows.config(shared, varying), jax.random.key(seed))
+
+        began = time.perf_counter()
+        seeds, varying = rows.batch(0, 1)
+        jaxpr, structure = jax.make_jaxpr(row, return_shape=True)(seeds[0], rows.shared, tuple(v[0] for v in varying))
+        name = f"{getattr(train, '__module__', '')}.{getattr(train, '__qualname__', repr(type(train)))}"
+        return cls(name, rows, jaxpr, structure, time.perf_counter() - began)
+
     def fingerprint(self) -> dict[str, Any]:
-        """What makes two sweeps the same: structure, numbers, seeds, precision, backend."""
+        """What makes two sweeps the same: function, structure, numbers, seeds, precision, backend, versions."""
         return PartStore.fingerprint(
-            structure=str(self.treedef),
-            arrays=[*self.shared, *self.varying],
-            seeds=self.seeds,
-            backend=f"{jax.default_backend()}, jax {jax.__version__}",
+            structure=f"{self.name} {self.rows.treedef}",
+            arrays=[*self.rows.shared, *self.rows.varying],
+            seeds=self.rows.seeds,
+            backend=f"{jax.default_backend()}, jax {jax.__version__}, nctheory {version('nctheory')}",
         )
+
+    def batched(self) -> Callable[..., Any]:
+        """The program over (seeds, shared leaves, varying leaves), batched over the first and the last."""
+        function, treedef = jaxpr_as_fun(self.jaxpr), jax.tree.structure(self.structure)
+
+        def row(seed, shared, varying):
+            return jax.tree.unflatten(treedef, function(*jax.tree.leaves((seed, shared, varying))))
+
+        return jax.vmap(row, in_axes=(0, None, 0))
 
 
 class _Runner:
     """Compiles the batched program once and runs the chunks that the store does not hold yet."""
 
-    def __init__(self, train, rows: _Rows, chunk_size: int, mesh: Mesh | None, store: PartStore | None):
-        self.train, self.rows, self.chunk_size, self.mesh, self.store = train, rows, chunk_size, mesh, store
+    def __init__(
+        self,
+        program: _Program,
+        chunk_size: int,
+        mesh: Mesh | None,
+        store: PartStore | None,
+        compiler_options: Mapping[str, Any] | None,
+    ):
+        self.program, self.rows, self.chunk_size = program, program.rows, chunk_size
+        self.mesh, self.store, self.compiler_options = mesh, store, compiler_options
         self.compile_seconds = self.run_seconds = 0.0
         self.num_resumed = 0
 
-    def run(self, progress: bool) -> list[Any]:
+    def run(self, progress: bool, description: str | None) -> list[Any]:
         starts = range(0, self.rows.count, self.chunk_size)
         missing = [i for i in range(len(starts)) if self.store is None or not self.store.has(i)]
         parts: dict[int, Any] = {}
-        structure = jax.eval_shape(self._batched(), *self._inputs(0))
         if self.store is not None:
+            structure = jax.tree.map(self._chunk_of, self.program.structure)
             done = [i for i in range(len(starts)) if i not in set(missing)]
             parts = {i: self.store.load(i, structure) for i in done}
             self.num_resumed = sum(min(self.chunk_size, self.rows.count - starts[i]) for i in done)
         if missing:
             compiled = self._compile()
             began = time.perf_counter()
-            with tqdm(total=self.rows.count, initial=self.num_resumed, unit="seed", disable=not progress) as bar:
+            bar = tqdm(
+                total=self.rows.count, initial=self.num_resumed, unit="seed", disable=not progress, desc=description
+            )
+            with bar:
                 self._run_missing(compiled, missing, starts, parts, bar)
             self.run_seconds = time.perf_counter() - began
         return [parts[i] for i in range(len(starts))]
 
     def _run_missing(self, compiled, missing, starts, parts, bar) -> None:
-        # The precision switch belongs to a thread, so the workers have to be given this one's.
-        x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-
-        def run_chunk(i: int) -> Any:
-            with jax.enable_x64(x64):
-                part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
+        # One chunk at a time: two running XLA programs with nested loops can block each other's threads on a CPU.
+        for i in missing:
+            part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
             if self.store is not None:
                 self.store.save(i, part)
-            return part
+            parts[i] = part
+            bar.update(min(self.chunk_size, self.rows.count - starts[i]))
 
-        # On CPU a chunk's small operations use one core each, so as many chunks run side by side as there are cores.
-        on_cpu = jax.default_backend() == "cpu" and self.mesh is None
-        pool = ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) if on_cpu else 1)
-        try:
-            futures = {pool.submit(run_chunk, i): i for i in missing}
-            for future in as_completed(futures):
-                i = futures[future]
-                parts[i] = future.result()
-                bar.update(min(self.chunk_size, self.rows.count - starts[i]))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _batched(self):
-        def row(seed, shared, varying):
-            return self.train(self.rows.config(shared, varying), jax.random.key(seed))
-
-        return jax.vmap(row, in_axes=(0, None, 0))
+    def _chunk_of(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.chunk_size, *leaf.shape), leaf.dtype)
 
     def _inputs(self, start: int):
         seeds, varying = self.rows.batch(start, self.chunk_size)
@@ -278,8 +310,9 @@ class _Runner:
 
     def _compile(self):
         began = time.perf_counter()
-        compiled = jax.jit(self._batched()).lower(*self._inputs(0)).compile()
-        self.compile_seconds = time.perf_counter() - began
+        lowered = jax.jit(self.program.batched()).lower(*self._inputs(0))
+        compiled = lowered.compile(compiler_options=self.compiler_options and dict(self.compiler_options))
+        self.compile_seconds = self.program.trace_seconds + time.perf_counter() - began
         return compiled
 
 
@@ -319,19 +352,15 @@ def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
     return np.asarray(values, dtype=np.uint32)
 
 
-def _auto_chunk_size(train, rows: _Rows, num_devices: int) -> int:
-    """Largest power of two whose working set fits, but no more than leaves every CPU core a chunk."""
-    seeds, varying = rows.batch(0, 1)
-    one_row = [seeds[0], rows.shared, tuple(leaf[0] for leaf in varying)]
-    jaxpr = jax.make_jaxpr(lambda seed, shared, v: train(rows.config(shared, v), jax.random.key(seed)))(*one_row)
-    row_bytes = max(_largest_intermediates(jaxpr.jaxpr, count=4), 1)
+def _auto_chunk_size(program: _Program, num_devices: int) -> int:
+    """Largest power of two whose working set fits."""
+    row_bytes = max(_largest_intermediates(program.jaxpr.jaxpr, count=4), 1)
     if jax.default_backend() == "cpu":
-        budget, most = CPU_WORKING_SET_BYTES, -(-rows.count // (os.cpu_count() or 1))
+        budget = CPU_WORKING_SET_BYTES
     else:
         stats = jax.local_devices()[0].memory_stats() or {}
-        budget, most = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)) * num_devices, rows.count
-    fitting = 1 << max(int(budget // row_bytes).bit_length() - 1, 0)
-    return max(1, min(fitting, most))
+        budget = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)) * num_devices
+    return 1 << max(int(budget // row_bytes).bit_length() - 1, 0)
 
 
 def _largest_intermediates(jaxpr, count: int) -> int:

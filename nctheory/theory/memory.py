@@ -79,6 +79,7 @@ def memory_factor(
 
 
 @jax.jit
+@jax.jit
 def _memory_factor(t, e, beta):
     # Roots of r^2 - trace r + beta. For a negative trace the recursion is solved for (-1)^t s_t, whose trace is
     # positive.

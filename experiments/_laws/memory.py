@@ -1,0 +1,241 @@
+"""L1: what a linear feature map keeps of its initial weights, seed by seed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import xarray as xr
+
+from _laws.bench import Bench, same_label_pairs, seed_keys
+from nctheory import simulator, theory
+from nctheory.claims import AtMost, Claim, ClaimSpec, Within, mean_interval, range_interval
+
+LEARNING_RATE, DECAYS, WIDTH = 0.5, (0.0, 1e-3), 32
+LOSSES = ("logistic", "mse_signs")
+PRECISIONS = ("float64", "float32")
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
+MIXTURE = simulator.cosine_mixture(dim=8, noise_std=0.1)
+SOURCE = "derived here (theory.memory)"
+
+CLAIMS = {
+    **{
+        (loss, precision): ClaimSpec(
+            f"L1/exact-{loss}-{precision}",
+            SOURCE,
+            f"Every feature distance of the linear net is memory plus output ({loss}, {precision}): relative error of the "
+            "law, worst of all pairs, records and weight decays 0 and 0.001",
+            0.0,
+            AtMost(TOLERANCE[precision]),
+        )
+        for loss in LOSSES
+        for precision in PRECISIONS
+    },
+    "half_life": ClaimSpec(
+        "L1/half-life",
+        SOURCE,
+        "With weight decay the memory halves in ln 2 / (-2 ln(1 - eta lambda)) steps: fitted over predicted half-life",
+        1.0,
+        Within(0.999, 1.001),
+    ),
+    "frozen": ClaimSpec(
+        "L1/frozen",
+        SOURCE,
+        "Without weight decay the same-label distance, less what the outputs show of it, (f_A - f_B)^2, stays at its "
+        "initial value: final over initial, mean over pairs",
+        1.0,
+        Within(0.9, 1.1),
+    ),
+    "collapse": ClaimSpec(
+        "L1/apparent-collapse",
+        SOURCE,
+        "The same runs show apparent collapse: final fine-to-coarse ratio q (logistic, no weight decay)",
+        0.0,
+        AtMost(0.05),
+    ),
+}
+
+
+def config(bench: Bench, loss: str, readout: str = "fixed") -> simulator.TrainConfig:
+    """The linear network of L1."""
+    return simulator.TrainConfig(
+        data=simulator.MixtureData(MIXTURE, samples_per_cluster=5),
+        model=simulator.TwoLayerSpec(width=WIDTH, activation="identity", readout=readout, init_std=0.1),
+        loss=loss,
+        learning_rate=LEARNING_RATE,
+        num_steps=bench.scale.linear_steps,
+        num_records=12,
+    )
+
+
+def measure(bench: Bench) -> xr.Dataset:
+    """Train over seeds in both precisions, and predict every distance from initial weights and outputs alone."""
+    runs = [(loss, precision, "fixed") for loss, precision in bench.scale.memory_runs]
+    runs.append(("logistic", "float64", "trained"))
+    datasets = []
+    for loss, precision, readout in runs:
+        with jax.enable_x64(precision == "float64"):
+            datasets.append(_measure_one(bench, config(bench, loss, readout), loss, precision, readout))
+    return xr.concat(datasets, dim="run", data_vars="all", join="exact", combine_attrs="override")
+
+
+def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision: str, readout: str) -> xr.Dataset:
+    result = bench.sweep(f"memory-{loss}-{precision}-{readout}", simulator.grid(base, weight_decay=DECAYS))
+    pairs, same = same_label_pairs(MIXTURE.coarse_labels)
+    # Stored in float64 whatever the precision of the run, so that both fit one array.
+    fine = jax.tree.map(np.float64, result.history.train.fine)
+    outputs = result.history.train.cluster_outputs[..., 0]
+    shown = outputs[..., pairs[:, 0]] - outputs[..., pairs[:, 1]]
+    steps = base.record_steps
+    predicted = _predict(base, bench.seeds, shown, steps)
+    distance = fine.class_distances[..., pairs[:, 0], pairs[:, 1]]
+    dims = ("weight_decay", "seed", "step")
+    return xr.Dataset(
+        {
+            "distance": ((*dims, "pair"), distance, _unit("|h_A - h_B|^2")),
+            "predicted": ((*dims, "pair"), np.float64(predicted["law"]), _unit("|h_A - h_B|^2 by L1")),
+            "no_forgetting": (
+                (*dims, "pair"),
+                np.float64(predicted["no_forgetting"]),
+                _unit("L1 without the decay factor"),
+            ),
+            "memory": (
+                (*dims, "pair"),
+                distance - np.float64(shown) ** 2,
+                _unit("memory"),
+            ),
+            "ratio": (dims, fine.ratio, _unit("q, fine-to-coarse ratio")),
+            "same_label_distance": (dims, fine.same_label_distance, _unit("mean over same-label pairs")),
+            "different_label_distance": (dims, fine.different_label_distance, _unit("mean over other pairs")),
+            "objective": (dims, np.float64(result.history.objective), _unit("training objective")),
+            "half_life": ("weight_decay", _half_lives(), {"units": "steps", "definition": "predicted half-life"}),
+        },
+        coords={
+            "weight_decay": list(DECAYS),
+            "seed": bench.seeds,
+            "step": steps,
+            "same_label": ("pair", same),
+            "loss": ("run", [loss]),
+            "precision": ("run", [precision]),
+            "readout": ("run", [readout]),
+        },
+    )
+
+
+def _unit(definition: str) -> dict[str, str]:
+    return {"units": "dimensionless", "definition": definition}
+
+
+def _half_lives() -> list[float]:
+    return [float(theory.memory_half_life(learning_rate=LEARNING_RATE, weight_decay=decay)) for decay in DECAYS]
+
+
+def _predict(
+    base: simulator.TrainConfig, seeds: list[int], shown: np.ndarray, steps: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The law, with and without its decay factor, at every (decay, seed, step, pair)."""
+    factors = [theory.memory_factor(steps, learning_rate=LEARNING_RATE, weight_decay=decay) for decay in DECAYS]
+    factor = np.stack(factors).astype(shown.dtype)
+    # The start does not depend on the loss, so one compiled draw serves both.
+    starts = _starts(dataclasses.replace(base, loss=LOSSES[0]), seed_keys(seeds))
+    law, no_forgetting = _law(*starts, shown, factor), _law(*starts, shown, np.ones_like(factor))
+    return {"law": np.asarray(law), "no_forgetting": np.asarray(no_forgetting)}
+
+
+@jax.jit
+def _starts(base: simulator.TrainConfig, keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Initial weights, readout, and differences of the clusters' sample means, of every seed."""
+    pairs, _ = same_label_pairs(MIXTURE.coarse_labels)
+
+    def one_seed(key):
+        samples, _ = base.data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
+        model = simulator.initial_model(base, key)
+        members = jax.nn.one_hot(samples.fine_labels, MIXTURE.num_clusters, axis=0, dtype=samples.inputs.dtype)
+        means = members @ samples.inputs / members.sum(axis=1)[:, None]
+        return model.kernel[...].T, model.readout[...][:, 0], means[pairs[:, 0]] - means[pairs[:, 1]]
+
+    return jax.vmap(one_seed)(keys)
+
+
+@jax.jit
+def _law(weight: jax.Array, readout: jax.Array, delta: jax.Array, shown: jax.Array, factors: jax.Array) -> jax.Array:
+    """Predicted distances at every (decay, seed, step, pair), from the start, the trained outputs and the factors."""
+
+    def law(weight, readout, delta, shown, factor):
+        return theory.memory_distance(weight, readout, delta, shown, factor=factor)
+
+    over_steps = jax.vmap(law, in_axes=(None, None, None, 0, 0))
+    over_seeds = jax.vmap(over_steps, in_axes=(0, 0, 0, 0, None))
+    return jax.vmap(over_seeds, in_axes=(None, None, None, 0, 0))(weight, readout, delta, shown, factors)
+
+
+def judge(tree: xr.DataTree) -> list[Claim]:
+    """Judge the claims of L1 from the stored arrays."""
+    data = tree["memory"].to_dataset()
+    claims = []
+    for loss, precision, readout in zip(data.loss.values, data.precision.values, data.readout.values, strict=True):
+        if readout == "fixed":
+            claims += _judge_exactness(CLAIMS[loss, precision], data, loss, precision)
+    return claims + _judge_fading(data) + _judge_frozen(data, tree)
+
+
+def select(data: xr.Dataset, loss: str, precision: str, readout: str = "fixed") -> xr.Dataset:
+    """The runs of one loss, precision and kind of readout."""
+    matches = (data.loss == loss) & (data.precision == precision) & (data.readout == readout)
+    return data.isel(run=int(np.flatnonzero(matches)[0]))
+
+
+def _worst_error(data: xr.Dataset, predicted: str) -> np.ndarray:
+    error = abs(data[predicted] - data.distance) / data.distance
+    return error.max(dim=[d for d in error.dims if d != "seed"], skipna=False).values
+
+
+def _judge_exactness(spec: ClaimSpec, data: xr.Dataset, loss: str, precision: str) -> list[Claim]:
+    run = select(data, loss, precision)
+    trained = select(data, "logistic", "float64", "trained")
+    return [
+        spec.judge(range_interval(_worst_error(run, "predicted"))),
+        spec.control(
+            "no-forgetting",
+            "the law without its weight-decay factor",
+            range_interval(_worst_error(run.isel(weight_decay=[1]), "no_forgetting")),
+        ),
+        spec.control(
+            "trained-readout",
+            "the law where its assumption fails: the readout is trained too",
+            range_interval(_worst_error(trained, "predicted")),
+        ),
+    ]
+
+
+def _judge_fading(data: xr.Dataset) -> list[Claim]:
+    run = select(data, "logistic", "float64").isel(weight_decay=1)
+    memory = run.memory.mean("pair")
+    slope = -memory.pipe(np.log).polyfit("step", 1).polyfit_coefficients.sel(degree=1).values
+    predicted = float(run.half_life)
+    spec = CLAIMS["half_life"]
+    return [
+        spec.judge(range_interval(np.log(2) / slope / predicted, which="median")),
+        spec.control(
+            "linear-in-s",
+            "memory taken to decay like s instead of s^2: half-life ln 2 / (-ln(1 - eta lambda))",
+            range_interval(np.log(2) / slope / (2 * predicted), which="median"),
+        ),
+    ]
+
+
+def _judge_frozen(data: xr.Dataset, tree: xr.DataTree) -> list[Claim]:
+    run = select(data, "logistic", "float64")
+    same = run.isel(pair=np.flatnonzero(run.same_label))
+    kept = (same.memory.isel(step=-1).mean("pair") / same.distance.isel(step=0).mean("pair")).values
+    relu = tree["relu"].to_dataset()
+    frozen, collapse = CLAIMS["frozen"], CLAIMS["collapse"]
+    return [
+        frozen.judge(mean_interval(kept[0])),
+        frozen.control("weight-decay", "the same runs with weight decay 0.001", mean_interval(kept[1])),
+        collapse.judge(mean_interval(run.ratio.isel(step=-1, weight_decay=0).values)),
+        collapse.control(
+            "relu",
+            "a ReLU network on noise-free orthogonal clusters",
+            mean_interval(relu.ratio_by_noise.isel(noise=0, step=-1).values),
+        ),
+    ]

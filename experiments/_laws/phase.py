@@ -1,0 +1,51 @@
+"""Phase diagram of a ReLU network: fine structure against similarity of the merged clusters and input noise."""
+
+import numpy as np
+import xarray as xr
+
+from _laws.bench import Bench
+from nctheory import simulator
+
+WIDTH, DIM, SAMPLES, INIT_STD, NUM_STEPS = 128, 16, 8, 0.01, 1000
+
+
+def measure(bench: Bench) -> xr.Dataset:
+    """Train a grid of mixtures and record q and s on training and on fresh samples."""
+    points = bench.scale.phase_points
+    cosines = np.linspace(0.0, 0.9, points)
+    noises = np.geomspace(0.01, 0.3, points)
+    configs = [
+        simulator.TrainConfig(
+            data=simulator.MixtureData(
+                simulator.cosine_mixture(dim=DIM, same_label_cosine=float(cosine), noise_std=float(noise)),
+                SAMPLES,
+                SAMPLES,
+            ),
+            model=simulator.TwoLayerSpec(width=WIDTH, init_std=INIT_STD),
+            learning_rate=2.0,
+            num_steps=min(NUM_STEPS, bench.scale.relu_steps),
+            num_records=4,
+        )
+        for cosine in cosines
+        for noise in noises
+    ]
+    result = bench.sweep("phase", configs, seeds=bench.seeds[: bench.scale.phase_seeds])
+    dims = ("same_cosine", "noise", "seed", "step")
+
+    def variable(values: np.ndarray, definition: str) -> tuple:
+        return (
+            dims,
+            values.reshape(points, points, *values.shape[1:]),
+            {"units": "dimensionless", "definition": definition},
+        )
+
+    return xr.Dataset(
+        {
+            "ratio": variable(result.history.train.fine.ratio, "q on training samples"),
+            "fresh_ratio": variable(result.history.fresh.fine.ratio, "q on fresh samples"),
+            "separation": variable(result.history.train.fine.separation, "s on training samples"),
+            "fresh_separation": variable(result.history.fresh.fine.separation, "s on fresh samples"),
+            "accuracy": variable(result.history.fresh.accuracy, "coarse accuracy on fresh samples"),
+        },
+        coords={"same_cosine": cosines, "noise": noises, "seed": result.seeds, "step": configs[0].record_steps},
+    )

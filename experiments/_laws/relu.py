@@ -1,0 +1,294 @@
+"""L2: what a ReLU layer keeps although no initial weight survives, and how its features start."""
+
+import jax
+import numpy as np
+import xarray as xr
+
+from _laws.bench import Bench, same_label_pairs, seed_keys, standard_error_interval
+from nctheory import simulator, theory
+from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, mean_interval, range_interval
+
+LEARNING_RATE, INIT_STD, DIM, SAMPLES = 2.0, 0.01, 8, 4
+NOISE = (0.0, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
+SAME_COSINES = (0.0, 0.05, 0.2, 0.5)
+CROSS_COSINES = (0.0, 0.05, 0.1, 0.2)
+KERNEL_NOISE = 0.3
+CLUSTERS = (2, 3, 4)
+# Four limits are covered at once: at 99 % each, chance misses one of them in 4 % of experiments.
+CONFIDENCE = 0.99
+SOURCE = "derived here (theory.relu_limits)"
+LIMITS = {s: float(theory.relu_limit(s).coarse_ratio) for s in CLUSTERS}
+
+CLAIMS = {
+    "exact": ClaimSpec(
+        "L2/exact-features",
+        SOURCE,
+        "Noise-free orthogonal clusters: every trained distance follows from initial weights and margins; relative error, "
+        "worst pair",
+        0.0,
+        AtMost(5e-3),
+    ),
+    "ratio": ClaimSpec(
+        "L2/ratio-limit",
+        SOURCE,
+        "q extrapolated to zero noise",
+        0.5,
+        Covers(0.5, 0.03),
+    ),
+    "coarse": ClaimSpec(
+        "L2/coarse-ratio-limit",
+        SOURCE,
+        "tr Sigma_W / tr Sigma_B extrapolated to zero noise",
+        LIMITS[2],
+        Covers(LIMITS[2], 0.08),
+    ),
+    "monotone_ratio": ClaimSpec(
+        "L2/monotone-in-noise-q",
+        "derived here",
+        "q rises at every halving of the noise: smallest mean rise",
+        float("nan"),
+        AtLeast(0.0),
+    ),
+    "monotone_coarse": ClaimSpec(
+        "L2/monotone-in-noise-coarse",
+        "derived here",
+        "tr Sigma_W / tr Sigma_B rises at every halving of the noise: smallest mean rise",
+        float("nan"),
+        AtLeast(0.0),
+    ),
+    **{
+        s: ClaimSpec(
+            f"L2/coarse-ratio-{s}-clusters",
+            SOURCE,
+            f"tr Sigma_W / tr Sigma_B with {s} clusters a label, no noise: 2(S-1)/(S+1)",
+            LIMITS[s],
+            Covers(LIMITS[s], 0.08),
+        )
+        for s in CLUSTERS[1:]
+    },
+    "order": ClaimSpec(
+        "L2/order-in-similarity",
+        "derived here",
+        "The more similar the merged clusters, the lower the final q: smallest drop between neighbouring cosines "
+        f"{SAME_COSINES}",
+        float("nan"),
+        AtLeast(0.0),
+    ),
+    **{
+        name: ClaimSpec(
+            f"L2/kernel-{name}",
+            "Cho and Saul (2009), arc-cosine kernel of degree 1",
+            f"{words}-label distance at initialisation over its expectation (input noise {KERNEL_NOISE}), 4 standard errors",
+            1.0,
+            Covers(1.0, 0.05),
+        )
+        for name, words in (("same", "Same"), ("different", "Different"))
+    },
+}
+
+
+def config(bench: Bench, mixture: simulator.GaussianMixture, samples: int = SAMPLES) -> simulator.TrainConfig:
+    """The ReLU network of L2."""
+    return simulator.TrainConfig(
+        data=simulator.MixtureData(mixture, samples_per_cluster=samples),
+        model=simulator.TwoLayerSpec(width=bench.scale.relu_width, activation="relu", init_std=INIT_STD),
+        loss="logistic",
+        learning_rate=LEARNING_RATE,
+        num_steps=bench.scale.relu_steps,
+        num_records=10,
+    )
+
+
+def conditions() -> list[tuple[str, float, simulator.GaussianMixture]]:
+    """Kind, value and mixture of every condition with two clusters a label; the first belongs to all kinds."""
+    rows = [("noise", v, simulator.cosine_mixture(dim=DIM, noise_std=v)) for v in NOISE]
+    rows += [("same_cosine", v, simulator.cosine_mixture(dim=DIM, same_label_cosine=v)) for v in SAME_COSINES[1:]]
+    rows += [("cross_cosine", v, simulator.cosine_mixture(dim=DIM, cross_label_cosine=v)) for v in CROSS_COSINES[1:]]
+    return [*rows, ("kernel", KERNEL_NOISE, simulator.cosine_mixture(dim=DIM, noise_std=KERNEL_NOISE))]
+
+
+def measure(bench: Bench) -> xr.Dataset:
+    """Train over seeds on every mixture, and predict what theory predicts of these very seeds."""
+    rows = conditions()
+    base = config(bench, rows[0][2])
+    configs = [config(bench, mixture) for _, _, mixture in rows]
+    result = bench.sweep("relu", configs)
+    fine, steps = result.history.train.fine, base.record_steps
+    arrays: dict[str, tuple] = {}
+    for kind in ("noise", "same_cosine", "cross_cosine"):
+        # Orthogonal noise-free clusters, row 0, are the first point of every axis.
+        index = [0, *(i for i, row in enumerate(rows) if i and row[0] == kind)]
+        dims = (kind, "seed", "step")
+        arrays[f"ratio_by_{kind}"] = (dims, fine.ratio[index], _unit("q, fine-to-coarse ratio"))
+        arrays[f"coarse_ratio_by_{kind}"] = (dims, fine.coarse_ratio[index], _unit("tr Sigma_W / tr Sigma_B"))
+    arrays["objective"] = (("noise", "seed", "step"), result.history.objective[: len(NOISE)], _unit("logistic loss"))
+    arrays |= _exact_features(base, bench.seeds, result)
+    arrays |= _kernel(configs[-1], bench.seeds, fine)
+    for s in bench.scale.more_clusters:
+        more = _more_clusters(bench, s)
+        arrays[f"coarse_ratio_{s}_clusters"] = ("seed", more, _unit("final tr Sigma_W / tr Sigma_B"))
+    coords = {"noise": list(NOISE), "same_cosine": list(SAME_COSINES), "cross_cosine": list(CROSS_COSINES)}
+    return xr.Dataset(arrays, coords={**coords, "seed": bench.seeds, "step": steps})
+
+
+def _unit(definition: str) -> dict[str, str]:
+    return {"units": "dimensionless", "definition": definition}
+
+
+def _more_clusters(bench: Bench, clusters: int) -> np.ndarray:
+    mixture = simulator.cosine_mixture(clusters_per_label=clusters, dim=2 * clusters)
+    result = bench.sweep(f"relu-{clusters}-clusters", config(bench, mixture, samples=1))
+    return result.history.train.fine.coarse_ratio[0, :, -1]
+
+
+def _exact_features(base: simulator.TrainConfig, seeds: list[int], result: simulator.SweepResult) -> dict[str, tuple]:
+    """Measured and predicted final distances without noise, and the same prediction held against the noisiest runs."""
+    mixture = conditions()[0][2]
+    pairs, _ = same_label_pairs(mixture.coarse_labels)
+    labels = np.asarray(mixture.coarse_labels, dtype=np.int32)
+
+    def predict(key, outputs):
+        model = simulator.initial_model(base, key)
+        means = mixture.means.astype(model.kernel[...].dtype)
+        margins = (2 * labels - 1).astype(outputs.dtype) * outputs
+        features = theory.relu_features(model.kernel[...].T, model.readout[...][:, 0], means, labels, margins=margins)
+        return ((features[pairs[:, 0]] - features[pairs[:, 1]]) ** 2).sum(axis=1)
+
+    predict_all = jax.jit(jax.vmap(predict))
+    arrays = {}
+    for name, row in (("exact", 0), ("exact_noisy", len(NOISE) - 1)):
+        outputs = result.history.train.cluster_outputs[row, :, -1, :, 0]
+        predicted = np.asarray(predict_all(seed_keys(seeds), outputs))
+        measured = result.history.train.fine.class_distances[row, :, -1][:, pairs[:, 0], pairs[:, 1]]
+        arrays[f"{name}_measured"] = (("seed", "pair"), measured, _unit("final |h_A - h_B|^2"))
+        arrays[f"{name}_predicted"] = (("seed", "pair"), predicted, _unit("|h_A - h_B|^2 by L2"))
+    return arrays
+
+
+def _kernel(config: simulator.TrainConfig, seeds: list[int], fine) -> dict[str, tuple]:
+    """Distances at initialisation over their expectation, by the ReLU kernel and by the linear one."""
+    mixture = config.data.mixture
+
+    def predict(key):
+        samples, _ = config.data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
+        labels = {"num_classes": mixture.num_labels, "num_fine": mixture.num_clusters}
+        relu = theory.expected_relu_distances(
+            samples.inputs, samples.labels, samples.fine_labels, init_std=INIT_STD, width=config.model.width, **labels
+        ).structure
+        gram = config.model.width * INIT_STD**2 * samples.inputs @ samples.inputs.T
+        linear = theory.fine_structure_from_gram(gram, samples.labels, samples.fine_labels, **labels)
+        return [(s.same_label_distance, s.different_label_distance) for s in (relu, linear)]
+
+    predicted = jax.jit(jax.vmap(predict))(seed_keys(seeds))
+    measured = (fine.same_label_distance[-1, :, 0], fine.different_label_distance[-1, :, 0])
+    return {
+        f"kernel_{name}_{kernel}": (
+            "seed",
+            measured[i] / np.asarray(expected[i]),
+            _unit("measured over expected distance"),
+        )
+        for kernel, expected in zip(("relu", "linear"), predicted, strict=True)
+        for i, name in enumerate(("same", "different"))
+    }
+
+
+def extrapolate(values: xr.DataArray) -> np.ndarray:
+    """Zero-noise value of every seed: intercept of a quadratic through the runs with noise > 0."""
+    noisy = values.isel(noise=slice(1, None))
+    return noisy.polyfit("noise", 2).polyfit_coefficients.sel(degree=0).values
+
+
+def judge(tree: xr.DataTree) -> list[Claim]:
+    """Judge the claims of L2 from the stored arrays."""
+    data, memory = tree["relu"].to_dataset(), tree["memory"].to_dataset()
+    return [*_judge_exact(data), *_judge_limits(data, memory), *_judge_orders(data), *_judge_kernel(data)]
+
+
+def _judge_exact(data: xr.Dataset) -> list[Claim]:
+    def worst(name: str) -> np.ndarray:
+        error = abs(data[f"{name}_predicted"] / data[f"{name}_measured"] - 1)
+        return error.max("pair", skipna=False).values
+
+    spec = CLAIMS["exact"]
+    return [
+        spec.judge(range_interval(worst("exact"))),
+        spec.control(
+            "with-noise",
+            f"the same prediction for runs with input noise {NOISE[-1]}",
+            range_interval(worst("exact_noisy")),
+        ),
+    ]
+
+
+def _judge_limits(data: xr.Dataset, memory: xr.Dataset) -> list[Claim]:
+    final = data.isel(step=-1)
+    linear = memory.isel(step=-1, weight_decay=0).isel(run=int(np.flatnonzero(memory.readout == "fixed")[0]))
+    ratio, coarse = CLAIMS["ratio"], CLAIMS["coarse"]
+    claims = [
+        ratio.judge(mean_interval(extrapolate(final.ratio_by_noise), confidence=CONFIDENCE)),
+        ratio.control("linear", "final q of the linear network", mean_interval(linear.ratio.values)),
+        ratio.control(
+            "similar-clusters",
+            f"final q with merged clusters at cosine {SAME_COSINES[2]}",
+            mean_interval(final.ratio_by_same_cosine.isel(same_cosine=2).values),
+        ),
+        coarse.judge(mean_interval(extrapolate(final.coarse_ratio_by_noise), confidence=CONFIDENCE)),
+        coarse.control("3-clusters", "three clusters a label", mean_interval(data.coarse_ratio_3_clusters.values)),
+    ]
+    for s, other in ((3, 4), (4, 3)):
+        if f"coarse_ratio_{max(s, other)}_clusters" not in data:
+            continue
+        spec = CLAIMS[s]
+        claims.append(spec.judge(mean_interval(data[f"coarse_ratio_{s}_clusters"].values, confidence=CONFIDENCE)))
+        claims.append(
+            spec.control(
+                f"{other}-clusters",
+                f"{other} clusters a label",
+                mean_interval(data[f"coarse_ratio_{other}_clusters"].values),
+            )
+        )
+    return claims
+
+
+def _smallest_step(values: np.ndarray) -> np.ndarray:
+    """Per-seed values of the neighbouring difference (axis 0) with the smallest mean over seeds."""
+    steps = np.diff(values, axis=0)
+    return steps[np.argmin(steps.mean(axis=1))]
+
+
+def _judge_orders(data: xr.Dataset) -> list[Claim]:
+    final = data.isel(step=-1)
+    claims = []
+    for name, variable in (("monotone_ratio", "ratio_by_noise"), ("monotone_coarse", "coarse_ratio_by_noise")):
+        falling = final[variable].values[::-1]
+        claims.append(CLAIMS[name].judge(mean_interval(_smallest_step(falling))))
+        claims.append(
+            CLAIMS[name].control(
+                "reversed", "noise levels in reverse order", mean_interval(_smallest_step(falling[::-1]))
+            )
+        )
+    order = CLAIMS["order"]
+    claims.append(order.judge(mean_interval(_smallest_step(-final.ratio_by_same_cosine.values))))
+    claims.append(
+        order.control(
+            "cross-label",
+            f"cosines {CROSS_COSINES} between clusters of different labels instead",
+            mean_interval(_smallest_step(-final.ratio_by_cross_cosine.values)),
+        )
+    )
+    return claims
+
+
+def _judge_kernel(data: xr.Dataset) -> list[Claim]:
+    claims = []
+    for name in ("same", "different"):
+        spec = CLAIMS[name]
+        claims.append(spec.judge(standard_error_interval(data[f"kernel_{name}_relu"].values, width=4)))
+        claims.append(
+            spec.control(
+                "linear-kernel",
+                "expectation without the ReLU",
+                standard_error_interval(data[f"kernel_{name}_linear"].values, width=4),
+            )
+        )
+    return claims
