@@ -6,6 +6,7 @@ features remember their initial weights (L1), ReLU features keep half of the str
 what a convex programme says (L3). Prints the ledger of claims with their controls, writes a run folder and a figure.
 """
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ def report(folder: RunFolder, tree: "xr.DataTree") -> int:
 def run(config: Config) -> int:
     """Run, resume or redraw the experiment; return its exit code."""
     path = config.run_path(EXPERIMENT, config.preset)
+    if config.smoke:
+        # Nearly all of the smallest run is compilation; XLA reads this when JAX starts.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     if config.plot_only:
         folder = RunFolder.load(path, experiment=EXPERIMENT)
         return report(folder, folder.read_history())

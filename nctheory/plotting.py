@@ -35,6 +35,8 @@ TEXT_WIDTH = 6.75
 """Width of a two-column text block in inches."""
 COLUMN_WIDTH = 3.25
 """Width of one column in inches."""
+PNG_DPI = 220
+"""Dots an inch of PNG files, and of rasterised parts of PDF files."""
 
 
 @contextlib.contextmanager
@@ -68,7 +70,7 @@ def use_style() -> Iterator[None]:
         "lines.markersize": 3.5,
         "pdf.fonttype": 42,
         "ps.fonttype": 42,
-        "savefig.dpi": 220,
+        "savefig.dpi": PNG_DPI,
         "xtick.labelsize": 7,
         "ytick.labelsize": 7,
         "xtick.major.width": 0.6,
@@ -78,12 +80,13 @@ def use_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = TEXT_WIDTH, height: float = 2.4) -> "Figure":
+def new_figure(width: float = TEXT_WIDTH, height: float = 2.4, *, constrained: bool = True) -> "Figure":
     """Make an empty figure that no window system and no pyplot state knows about.
 
     Args:
         width: Width in inches, > 0.
         height: Height in inches, > 0.
+        constrained: Whether margins are found automatically, which takes seconds for many panels.
 
     Returns:
         The figure; it is freed like any other object, so no `close` is needed.
@@ -95,7 +98,7 @@ def new_figure(width: float = TEXT_WIDTH, height: float = 2.4) -> "Figure":
 
     _checks.real("width", width, minimum=0.0, exclusive_minimum=True)
     _checks.real("height", height, minimum=0.0, exclusive_minimum=True)
-    return Figure(figsize=(width, height))
+    return Figure(figsize=(width, height), layout="constrained" if constrained else "none")
 
 
 def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
@@ -120,7 +123,7 @@ def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
         path = stem.with_name(stem.name + suffix)
         temporary = stem.with_name(f".{stem.name}.partial{suffix}")
         try:
-            figure.savefig(temporary, metadata=metadata)
+            figure.savefig(temporary, metadata=metadata, dpi=PNG_DPI)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -24,10 +24,9 @@ class Scale:
         phase_seeds: seeds of every point of the phase diagram.
         memory_runs: losses and precisions in which L1 is verified.
         more_clusters: numbers of clusters a label, beside 2, in which L2 is verified.
-        compiler_options: options for XLA.
     """
 
-    relu_width: int = 1024
+    relu_width: int = 512
     relu_steps: int = 4000
     linear_steps: int = 2000
     geometry_steps: int = 6000
@@ -37,11 +36,10 @@ class Scale:
         (loss, precision) for precision in ("float64", "float32") for loss in ("logistic", "mse_signs")
     )
     more_clusters: tuple[int, ...] = (3, 4)
-    compiler_options: dict[str, Any] | None = None
 
 
 DEFAULT = Scale()
-# Compiling dominates the smallest run: fewer programs, compiled in a hurry.
+# Compiling dominates the smallest run, hence fewer programs.
 SMOKE = Scale(
     relu_width=256,
     relu_steps=300,
@@ -50,8 +48,7 @@ SMOKE = Scale(
     phase_points=2,
     phase_seeds=2,
     memory_runs=(("logistic", "float64"),),
-    more_clusters=(3,),
-    compiler_options={"xla_backend_optimization_level": 0},
+    more_clusters=(),
 )
 PAPER = Scale(
     relu_width=8192, relu_steps=20000, linear_steps=20000, geometry_steps=20000, phase_points=16, phase_seeds=64
@@ -87,7 +84,6 @@ class Bench:
             configs,
             self.seeds if seeds is None else seeds,
             checkpoint=self.parts / name,
-            compiler_options=self.scale.compiler_options,
             progress=self.progress,
             description=name,
         )

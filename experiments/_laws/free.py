@@ -42,7 +42,7 @@ def measure(bench: Bench) -> xr.Dataset:
             momentum=0.9,
             weight_decay=DECAY,
             num_steps=bench.scale.geometry_steps,
-            num_records=10,
+            num_records=24,
         )
         result = bench.sweep("free", config)
         per_class = SAMPLES * MIXTURE.num_clusters // MIXTURE.num_labels

@@ -81,14 +81,15 @@ def measure(bench: Bench) -> xr.Dataset:
                 _unit("norm of the objective's gradient"),
             ),
         }
-        predictions = [_predict(config(bench, mixture), bench.seeds) for mixture in mixtures().values()]
+        keys, decays = seed_keys(bench.seeds), np.asarray(DECAYS)
+        predictions = [_predict(config(bench, mixture), keys, decays) for mixture in mixtures().values()]
         for name, definition in (
             ("predicted", "q of the convex programme"),
             ("ridge", "q of the ridge solution"),
             ("certificate", "largest singular value of the gradient over lambda"),
             ("ridge_certificate", "the same for the ridge solution"),
         ):
-            arrays[name] = (dims[:3], np.stack([p[name] for p in predictions]), _unit(definition))
+            arrays[name] = (dims[:3], np.stack([np.asarray(p[name]) for p in predictions]), _unit(definition))
     coords = {"geometry": list(mixtures()), "weight_decay": list(DECAYS), "seed": bench.seeds}
     return xr.Dataset(arrays, coords={**coords, "step": configs[0].record_steps})
 
@@ -97,34 +98,26 @@ def _unit(definition: str) -> dict[str, str]:
     return {"units": "dimensionless", "definition": definition}
 
 
-def _predict(base: simulator.TrainConfig, seeds: list[int]) -> dict[str, np.ndarray]:
-    mixture = base.data.mixture
+@jax.jit
+def _predict(base: simulator.TrainConfig, keys: jax.Array, decays: jax.Array) -> dict[str, jax.Array]:
+    """Predicted q, ridge q and both certificates at every (decay, seed), from the inputs of these seeds."""
+    groups = {"num_classes": base.data.num_labels, "num_fine": base.data.num_fine}
 
     def predict(key, decay):
         samples, _ = base.data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
-        targets = jax.nn.one_hot(samples.labels, mixture.num_labels, dtype=samples.inputs.dtype)
+        targets = jax.nn.one_hot(samples.labels, base.data.num_labels, dtype=samples.inputs.dtype)
         convex = theory.solve_nuclear_norm(samples.inputs, targets, weight_decay=decay)
         ridge = theory.ridge_solution(samples.inputs, targets, weight_decay=decay)
-
-        def ratio(solution):
-            return theory.fine_structure_from_gram(
-                solution.feature_gram,
-                samples.labels,
-                samples.fine_labels,
-                num_classes=mixture.num_labels,
-                num_fine=mixture.num_clusters,
-            ).ratio
-
-        return {
-            "predicted": ratio(convex),
-            "ridge": ratio(ridge),
-            "certificate": convex.certificate,
-            "ridge_certificate": ridge.certificate,
-        }
+        found = {}
+        for name, solution in (("predicted", convex), ("ridge", ridge)):
+            structure = theory.fine_structure_from_gram(
+                solution.feature_gram, samples.labels, samples.fine_labels, **groups
+            )
+            found[name] = structure.ratio
+        return {**found, "certificate": convex.certificate, "ridge_certificate": ridge.certificate}
 
     over_seeds = jax.vmap(predict, in_axes=(0, None))
-    over_both = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))
-    return {name: np.asarray(value) for name, value in over_both(seed_keys(seeds), np.asarray(DECAYS)).items()}
+    return jax.vmap(over_seeds, in_axes=(None, 0))(keys, decays)
 
 
 def judge(tree: xr.DataTree) -> list[Claim]:

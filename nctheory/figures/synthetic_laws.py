@@ -25,7 +25,8 @@ def draw(tree: "xr.DataTree") -> "Figure":
         The figure; points are means over seeds, bars their 95 % Student intervals, lines predictions.
     """
     with plotting.use_style():
-        figure = plotting.new_figure(plotting.TEXT_WIDTH, 6.3)
+        figure = plotting.new_figure(plotting.TEXT_WIDTH, 6.4, constrained=False)
+        figure.subplots_adjust(left=0.085, right=0.955, bottom=0.065, top=0.965, wspace=0.5, hspace=0.48)
         axes = figure.subplots(3, 3).ravel()
         _free(axes[0], tree["free"].to_dataset())
         memory = tree["memory"].to_dataset()
@@ -37,12 +38,9 @@ def draw(tree: "xr.DataTree") -> "Figure":
         _clusters(axes[5], relu)
         _geometry(axes[6], tree["geometry"].to_dataset())
         phase = tree["phase"].to_dataset().isel(step=-1).mean("seed")
-        _phase(axes[7], phase.fresh_ratio, "q on fresh samples")
-        _phase(axes[8], phase.fresh_separation, "s on fresh samples")
-        for letter, axis in zip("abcdefghi", axes, strict=True):
-            axis.set_title(f"({letter}) {axis.get_title()}", loc="left", fontsize=7.5)
-        # Lay out once inside the style, so that saving elsewhere changes nothing.
-        figure.draw_without_rendering()
+        _phase(axes[7], phase.fresh_ratio, "(h) q on fresh samples")
+        axes[7].set_ylabel("input noise σ")
+        _phase(axes[8], phase.fresh_separation, "(i) s on fresh samples")
     return figure
 
 
@@ -60,6 +58,10 @@ def _points(axis: "Axes", x, values: "xr.DataArray", color: str, marker: str, la
     axis.errorbar(x, mean, yerr=half, color=color, fmt=marker, markersize=3, elinewidth=0.8, capsize=1.5, label=label)
 
 
+def _title(axis: "Axes", text: str) -> None:
+    axis.set_title(text, loc="left", fontsize=7.5)
+
+
 def _run(data: "xr.Dataset", **wanted: str) -> "xr.Dataset":
     keep = np.logical_and.reduce([data[name].values == value for name, value in wanted.items()])
     return data.isel(run=int(np.flatnonzero(keep)[0]))
@@ -72,7 +74,7 @@ def _free(axis: "Axes", data: "xr.Dataset") -> None:
         axis.fill_between(steps, values.min("seed"), values.max("seed"), color=color, alpha=0.25, linewidth=0)
         axis.plot(steps, values.median("seed"), color=color, label=label)
     axis.set(xscale="log", yscale="log", ylim=(1e-17, 10), xlabel="training step", ylabel="dimensionless")
-    axis.set_title("L0 free features forget")
+    _title(axis, "(a) L0 free features forget")
     axis.legend(loc="lower left")
 
 
@@ -87,7 +89,7 @@ def _memory(axis: "Axes", data: "xr.Dataset") -> None:
         axis.plot(fine, 0.5 ** (fine / float(one.half_life)), color=color, linewidth=1)
     axis.axhline(0.5, color=GREY, linewidth=0.7, linestyle=":")
     axis.set(xlabel="training step", ylabel="memory / initial memory", ylim=(0, 1.1))
-    axis.set_title("L1 memory fades by decay only")
+    _title(axis, "(b) L1 memory fades by decay")
     axis.legend(loc="lower left")
 
 
@@ -102,8 +104,8 @@ def _apparent_collapse(axis: "Axes", data: "xr.Dataset") -> None:
     for label, values, color, marker in series:
         _points(axis, steps, values, color, marker, label)
         axis.plot(steps, values.mean("seed"), color=color, linewidth=0.8)
-    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="dimensionless")
-    axis.set_title("L1 apparent collapse, nothing lost")
+    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="dimensionless", ylim=(1e-5, 1e3))
+    _title(axis, "(c) L1 nothing is lost")
     axis.legend(loc="lower left")
 
 
@@ -117,10 +119,10 @@ def _noise_limit(axis: "Axes", data: "xr.Dataset") -> None:
         _points(axis, noise, values, color, marker, label)
         axis.axhline(limit, color=color, linewidth=0.9, linestyle="--")
     axis.set_xscale("symlog", linthresh=float(noise[1]), linscale=0.4)
-    axis.set_xticks([0, 1e-4, 1e-3], ["0", "$10^{-4}$", "$10^{-3}$"])
+    axis.set_xticks([0, 2.5e-4, 5e-4, 1e-3, 2e-3], ["0", "1/4", "1/2", "1", "2"])
     axis.minorticks_off()
-    axis.set(xlabel="input noise σ / norm of the means", ylabel="dimensionless", ylim=(0.35, 0.75))
-    axis.set_title("L2 ReLU limits 1/2 and 2/3 (dashed)")
+    axis.set(xlabel="input noise σ / norm of means, $10^{-3}$", ylabel="dimensionless", ylim=(0.3, 0.75))
+    _title(axis, "(d) L2 limits 1/2 and 2/3")
     axis.legend(loc="lower left")
 
 
@@ -131,8 +133,8 @@ def _similarity(axis: "Axes", data: "xr.Dataset") -> None:
         _points(axis, steps, values, color, marker, f"{float(values.same_cosine):g}")
         axis.plot(steps, values.mean("seed"), color=color, linewidth=0.8)
     axis.axhline(0.5, color=GREY, linewidth=0.7, linestyle="--")
-    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="q, dimensionless")
-    axis.set_title("L2 similar clusters merge")
+    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="q, dimensionless", ylim=(1e-5, 2))
+    _title(axis, "(e) L2 similar clusters merge")
     axis.legend(loc="lower left", title="same-label cosine", title_fontsize=7, ncols=2)
 
 
@@ -145,8 +147,13 @@ def _clusters(axis: "Axes", data: "xr.Dataset") -> None:
         _points(axis, count, values, BLUE, "o", "trained, 95 % interval" if count == 2 else None)
     counts = np.linspace(1.7, 4.3, 50)
     axis.plot(counts, 2 * (counts - 1) / (counts + 1), color=BLUE, linewidth=1, label="2(S − 1)/(S + 1)")
-    axis.set(xlabel="clusters merged into a label, S", ylabel="tr Σ$_W$ / tr Σ$_B$, dimensionless", xticks=[2, 3, 4])
-    axis.set_title("L2 coarse ratio without noise")
+    axis.set(
+        xlabel="clusters merged into a label, S",
+        ylabel="tr Σ$_W$ / tr Σ$_B$, dimensionless",
+        xticks=[2, 3, 4],
+        ylim=(0.4, 1.6),
+    )
+    _title(axis, "(f) L2 coarse ratio, no noise")
     axis.legend(loc="upper left")
 
 
@@ -162,9 +169,9 @@ def _geometry(axis: "Axes", data: "xr.Dataset") -> None:
         axis.plot(decay, one.predicted.mean("seed"), color=color, linewidth=1)
     ridge = final.sel(geometry="cross_pair").ridge.mean("seed")
     axis.plot(decay, ridge, color=GREY, linewidth=1, linestyle="--", label="ridge (control)")
-    axis.set(xlabel="weight decay λ", ylabel="q, dimensionless", yscale="log")
-    axis.set_title("L3 convex programme (lines)")
-    axis.legend(loc="lower right")
+    axis.set(xlabel="weight decay λ", ylabel="q, dimensionless", ylim=(0, None))
+    _title(axis, "(g) L3 convex programme")
+    axis.legend(loc="upper left", handlelength=1.2)
 
 
 def _phase(axis: "Axes", values: "xr.DataArray", label: str) -> None:
@@ -174,6 +181,6 @@ def _phase(axis: "Axes", values: "xr.DataArray", label: str) -> None:
         values.same_cosine, values.noise, values.values.T, norm=LogNorm(), shading="nearest", rasterized=True
     )
     axis.grid(False)
-    axis.set(yscale="log", xlabel="same-label cosine ρ", ylabel="input noise σ")
-    axis.set_title(label)
-    axis.figure.colorbar(mesh, ax=axis, pad=0.02)
+    axis.set(yscale="log", xlabel="same-label cosine ρ")
+    _title(axis, label)
+    axis.figure.colorbar(mesh, ax=axis, pad=0.03, fraction=0.08)

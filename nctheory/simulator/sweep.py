@@ -103,7 +103,6 @@ def sweep(
     chunk_size: int | Literal["auto"] = "auto",
     mesh: Mesh | None = None,
     checkpoint: str | os.PathLike | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
     progress: bool = True,
     description: str | None = None,
 ) -> SweepResult:
@@ -122,8 +121,6 @@ def sweep(
         mesh: devices to shard the rows of a chunk over; the chunk size is rounded up to a multiple of their number.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
             read back instead of being run, with their chunk size; a folder of another sweep is refused.
-        compiler_options: options for XLA, such as `{"xla_backend_optimization_level": 0}` to compile faster and run
-            slower.
         progress: whether to show a progress bar.
         description: text before the progress bar.
 
@@ -149,7 +146,7 @@ def sweep(
     chunk_size = -(-min(chunk_size, rows.count) // num_devices) * num_devices
     if store is not None:
         store.begin(chunk_size)
-    runner = _Runner(program, chunk_size, mesh, store, compiler_options)
+    runner = _Runner(program, chunk_size, mesh, store)
     parts = runner.run(progress, description)
     shape = (len(conditions.configs), len(seed_list))
     history = jax.tree.map(
@@ -255,16 +252,9 @@ class _Program:
 class _Runner:
     """Compiles the batched program once and runs the chunks that the store does not hold yet."""
 
-    def __init__(
-        self,
-        program: _Program,
-        chunk_size: int,
-        mesh: Mesh | None,
-        store: PartStore | None,
-        compiler_options: Mapping[str, Any] | None,
-    ):
+    def __init__(self, program: _Program, chunk_size: int, mesh: Mesh | None, store: PartStore | None):
         self.program, self.rows, self.chunk_size = program, program.rows, chunk_size
-        self.mesh, self.store, self.compiler_options = mesh, store, compiler_options
+        self.mesh, self.store = mesh, store
         self.compile_seconds = self.run_seconds = 0.0
         self.num_resumed = 0
 
@@ -310,8 +300,7 @@ class _Runner:
 
     def _compile(self):
         began = time.perf_counter()
-        lowered = jax.jit(self.program.batched()).lower(*self._inputs(0))
-        compiled = lowered.compile(compiler_options=self.compiler_options and dict(self.compiler_options))
+        compiled = jax.jit(self.program.batched()).lower(*self._inputs(0)).compile()
         self.compile_seconds = self.program.trace_seconds + time.perf_counter() - began
         return compiled
 
