@@ -332,7 +332,8 @@ def collect(
 
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code."""
-    from nctheory import coarse_figure, plotting
+    from nctheory import plotting
+    from nctheory.figures import coarse_labels as coarse_figure
 
     ledger = judge(history)
     ledger.write(folder.path / "claims.json")

@@ -109,7 +109,7 @@ def run(config: Config) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     if config.plot_only:
         folder = RunFolder.load(path, experiment=EXPERIMENT)
-        return report(folder, folder.read_history())
+        return report(folder, folder.read_tree())
     with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
         code = report(folder, measure(config, folder))
     # A smoke run is too small for the claims; it only shows that everything works.

@@ -5,10 +5,12 @@ Figures draw records only; nothing here computes. Matplotlib is imported where i
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nctheory import _checks
+from nctheory._files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +100,7 @@ def new_figure(width: float = TEXT_WIDTH, height: float = 2.4, *, constrained: b
 
     _checks.real("width", width, minimum=0.0, exclusive_minimum=True)
     _checks.real("height", height, minimum=0.0, exclusive_minimum=True)
-    return Figure(figsize=(width, height), layout="constrained" if constrained else "none")
+    return Figure(figsize=(width, height), layout="constrained" if constrained else None)
 
 
 def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
@@ -114,18 +116,12 @@ def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
         The paths of the PDF and the PNG.
 
     Raises:
-        OSError: If the folder cannot be written; an earlier file of that name is then left as it was.
+        RunFolderError: If the folder cannot be written; an earlier file of that name is then left as it was.
     """
     stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", None)):
         path = stem.with_name(stem.name + suffix)
-        temporary = stem.with_name(f".{stem.name}.partial{suffix}")
-        try:
-            figure.savefig(temporary, metadata=metadata, dpi=PNG_DPI)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, partial(figure.savefig, metadata=metadata, dpi=PNG_DPI))
         written.append(path)
     return written[0], written[1]

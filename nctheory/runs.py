@@ -16,7 +16,6 @@ from nctheory._files import write_json as write_json
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 __all__ = [
     "RunFolder",
@@ -328,10 +327,18 @@ class RunFolder:
 
         return _netcdf.read_netcdf(self.path / name)
 
-    def save_figure(self, figure: "Figure", name: str) -> None:
-        """Save a figure as figures/NAME.png (200 dots an inch) and figures/NAME.pdf."""
-        for suffix in ("png", "pdf"):
-            atomic_write(self.figures / f"{name}.{suffix}", lambda temporary: figure.savefig(temporary, dpi=200))
+    def read_tree(self, name: str = "history.nc") -> "xr.DataTree":
+        """Read a history that holds several datasets.
+
+        Raises:
+            RunFolderError: naming the file, if it is missing, corrupted, or holds a single dataset.
+        """
+        import xarray as xr
+
+        history = self.read_history(name)
+        if not isinstance(history, xr.DataTree):
+            raise RunFolderError(f"{self.path / name} holds one dataset where a tree of datasets is due.")
+        return history
 
     def write_manifest(
         self,

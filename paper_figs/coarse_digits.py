@@ -33,7 +33,7 @@ class Config:
 
 def table(history: "xr.Dataset") -> str:
     """The numbers behind the figure as CSV text."""
-    from nctheory import coarse_figure
+    from nctheory.figures import coarse_labels as coarse_figure
 
     rows: list[dict[str, Any]] = []
     names = history["fine"].values[coarse_figure.partner_order(history)]
@@ -64,7 +64,8 @@ def run(config: Config) -> int:
     """Read the record, write figure and numbers."""
     import xarray as xr
 
-    from nctheory import coarse_figure, plotting
+    from nctheory import plotting
+    from nctheory.figures import coarse_labels as coarse_figure
 
     folder = RunFolder.load(config.run, experiment="coarse_labels")
     history = folder.read_history()

@@ -7,10 +7,15 @@ import csv
 import dataclasses
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nctheory._cli import run_main
 from nctheory.runs import RunFolder, atomic_write
+
+if TYPE_CHECKING:
+    from nctheory.claims import Claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Config:
     """Folder that receives synthetic_laws.pdf, .png and .csv."""
 
 
-def table(claims: tuple) -> str:
+def table(claims: "Sequence[Claim]") -> str:
     """The claims and controls as csv: what each point of the figure comes down to."""
     text = io.StringIO()
     columns = ("id", "role", "predicted", "measured", "low", "high", "num_seeds", "num_nonfinite", "verdict")
@@ -40,7 +45,7 @@ def run(config: Config) -> int:
     from nctheory.figures import synthetic_laws
 
     folder = RunFolder.load(config.run, experiment="synthetic")
-    written = plotting.save_figure(synthetic_laws.draw(folder.read_history()), config.out / "synthetic_laws")
+    written = plotting.save_figure(synthetic_laws.draw(folder.read_tree()), config.out / "synthetic_laws")
     rows = table(Ledger.read(folder.path / "claims.json").claims)
     atomic_write(config.out / "synthetic_laws.csv", lambda temporary: temporary.write_text(rows, encoding="utf-8"))
     print("wrote", *written, config.out / "synthetic_laws.csv")

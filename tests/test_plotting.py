@@ -4,6 +4,7 @@ import matplotlib as mpl
 import pytest
 
 from nctheory import plotting
+from nctheory.runs import RunFolderError
 
 
 def _draw():
@@ -46,10 +47,10 @@ def test_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "savefig", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunFolderError, match="No space"):
         plotting.save_figure(figure, tmp_path / "figure")
     assert pdf.read_bytes() == content
-    assert not list(tmp_path.glob(".*partial*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.pdf", "figure.png"]
 
 
 @pytest.mark.parametrize("size", [{"width": 0.0}, {"height": -1.0}])

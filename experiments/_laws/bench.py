@@ -105,6 +105,14 @@ def seed_keys(seeds: list[int]) -> jax.Array:
     return jax.vmap(jax.random.key)(np.asarray(seeds, dtype=np.uint32))
 
 
+def two_layer(config: simulator.TrainConfig, key: jax.Array) -> simulator.TwoLayer:
+    """The two-layer network that a run with this key starts from."""
+    model = simulator.initial_model(config, key)
+    if not isinstance(model, simulator.TwoLayer):
+        raise TypeError(f"The laws are about two-layer networks, but the configuration builds {type(model).__name__}.")
+    return model
+
+
 def standard_error_interval(samples: np.ndarray, *, width: float) -> Interval:
     """Mean +- `width` standard errors over the finite seeds."""
     finite = np.asarray(samples)[np.isfinite(samples)]

@@ -16,7 +16,7 @@ CLAIMS = {
     "ratio": ClaimSpec(
         "L3/ratio",
         SOURCE,
-        f"Trained q equals that of the convex programme (noisy clusters, weight decays {DECAYS}): relative error, worst decay",
+        f"Trained q equals that of the convex programme, noisy clusters, weight decays {DECAYS}: relative error, worst",
         0.0,
         AtMost(1e-6),
     ),

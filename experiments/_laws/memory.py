@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, same_label_pairs, seed_keys
+from _laws.bench import Bench, same_label_pairs, seed_keys, two_layer
 from nctheory import simulator, theory
 from nctheory.claims import AtMost, Claim, ClaimSpec, Within, mean_interval, range_interval
 
@@ -22,8 +22,8 @@ CLAIMS = {
         (loss, precision): ClaimSpec(
             f"L1/exact-{loss}-{precision}",
             SOURCE,
-            f"Every feature distance of the linear net is memory plus output ({loss}, {precision}): relative error of the "
-            "law, worst of all pairs, records and weight decays 0 and 0.001",
+            f"Every feature distance of the linear net is memory plus output ({loss}, {precision}): relative error, "
+            "worst of all pairs, records and weight decays 0 and 0.001",
             0.0,
             AtMost(TOLERANCE[precision]),
         )
@@ -71,7 +71,7 @@ def measure(bench: Bench) -> xr.Dataset:
     """Train over seeds in both precisions, and predict every distance from initial weights and outputs alone."""
     runs = [(loss, precision, "fixed") for loss, precision in bench.scale.memory_runs]
     runs.append(("logistic", "float64", "trained"))
-    datasets = []
+    datasets: list[xr.Dataset] = []
     for loss, precision, readout in runs:
         with jax.enable_x64(precision == "float64"):
             datasets.append(_measure_one(bench, config(bench, loss, readout), loss, precision, readout))
@@ -148,7 +148,7 @@ def _starts(base: simulator.TrainConfig, keys: jax.Array) -> tuple[jax.Array, ja
 
     def one_seed(key):
         samples, _ = base.data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
-        model = simulator.initial_model(base, key)
+        model = two_layer(base, key)
         members = jax.nn.one_hot(samples.fine_labels, MIXTURE.num_clusters, axis=0, dtype=samples.inputs.dtype)
         means = members @ samples.inputs / members.sum(axis=1)[:, None]
         return model.kernel[...].T, model.readout[...][:, 0], means[pairs[:, 0]] - means[pairs[:, 1]]

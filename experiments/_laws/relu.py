@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, same_label_pairs, seed_keys, standard_error_interval
+from _laws.bench import Bench, same_label_pairs, seed_keys, standard_error_interval, two_layer
 from nctheory import simulator, theory
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, mean_interval, range_interval
 
@@ -23,8 +23,8 @@ CLAIMS = {
     "exact": ClaimSpec(
         "L2/exact-features",
         SOURCE,
-        "Noise-free orthogonal clusters: every trained distance follows from initial weights and margins; relative error, "
-        "worst pair",
+        "Noise-free orthogonal clusters: every trained distance follows from initial weights and margins; relative "
+        "error, worst pair",
         0.0,
         AtMost(1e-4),
     ),
@@ -78,7 +78,8 @@ CLAIMS = {
         name: ClaimSpec(
             f"L2/kernel-{name}",
             "Cho and Saul (2009), arc-cosine kernel of degree 1",
-            f"{words}-label distance at initialisation over its expectation (input noise {KERNEL_NOISE}), 4 standard errors",
+            f"{words}-label distance at initialisation over its expectation (input noise {KERNEL_NOISE}), 4 standard "
+            "errors",
             1.0,
             Covers(1.0, 0.1),
         )
@@ -87,10 +88,15 @@ CLAIMS = {
 }
 
 
+def mixture_data(mixture: simulator.GaussianMixture, samples: int = SAMPLES) -> simulator.MixtureData:
+    """Training samples of L2; nothing is measured on fresh ones."""
+    return simulator.MixtureData(mixture, samples_per_cluster=samples)
+
+
 def config(bench: Bench, mixture: simulator.GaussianMixture, samples: int = SAMPLES) -> simulator.TrainConfig:
     """The ReLU network of L2."""
     return simulator.TrainConfig(
-        data=simulator.MixtureData(mixture, samples_per_cluster=samples),
+        data=mixture_data(mixture, samples),
         model=simulator.TwoLayerSpec(width=bench.scale.relu_width, activation="relu", init_std=INIT_STD),
         loss="logistic",
         learning_rate=LEARNING_RATE,
@@ -123,7 +129,7 @@ def measure(bench: Bench) -> xr.Dataset:
         arrays[f"coarse_ratio_by_{kind}"] = (dims, fine.coarse_ratio[index], _unit("tr Sigma_W / tr Sigma_B"))
     arrays["objective"] = (("noise", "seed", "step"), result.history.objective[: len(NOISE)], _unit("logistic loss"))
     arrays |= _exact_features(base, bench.seeds, result)
-    arrays |= _kernel(configs[-1], bench.seeds, fine)
+    arrays |= _kernel(mixture_data(rows[-1][2]), bench.scale.relu_width, bench.seeds, fine)
     for s in bench.scale.more_clusters:
         more = _more_clusters(bench, s)
         arrays[f"coarse_ratio_{s}_clusters"] = ("seed", more, _unit("final tr Sigma_W / tr Sigma_B"))
@@ -148,7 +154,7 @@ def _exact_features(base: simulator.TrainConfig, seeds: list[int], result: simul
     labels = np.asarray(mixture.coarse_labels, dtype=np.int32)
 
     def predict(key, outputs):
-        model = simulator.initial_model(base, key)
+        model = two_layer(base, key)
         means = mixture.means.astype(model.kernel[...].dtype)
         margins = (2 * labels - 1).astype(outputs.dtype) * outputs
         features = theory.relu_features(model.kernel[...].T, model.readout[...][:, 0], means, labels, margins=margins)
@@ -165,17 +171,17 @@ def _exact_features(base: simulator.TrainConfig, seeds: list[int], result: simul
     return arrays
 
 
-def _kernel(config: simulator.TrainConfig, seeds: list[int], fine) -> dict[str, tuple]:
+def _kernel(data: simulator.MixtureData, width: int, seeds: list[int], fine) -> dict[str, tuple]:
     """Distances at initialisation over their expectation, by the ReLU kernel and by the linear one."""
-    mixture = config.data.mixture
+    mixture = data.mixture
 
     def predict(key):
-        samples, _ = config.data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
+        samples, _ = data.draw(jax.random.fold_in(key, simulator.DATA_STREAM))
         labels = {"num_classes": mixture.num_labels, "num_fine": mixture.num_clusters}
         relu = theory.expected_relu_distances(
-            samples.inputs, samples.labels, samples.fine_labels, init_std=INIT_STD, width=config.model.width, **labels
+            samples.inputs, samples.labels, samples.fine_labels, init_std=INIT_STD, width=width, **labels
         ).structure
-        gram = config.model.width * INIT_STD**2 * samples.inputs @ samples.inputs.T
+        gram = width * INIT_STD**2 * samples.inputs @ samples.inputs.T
         linear = theory.fine_structure_from_gram(gram, samples.labels, samples.fine_labels, **labels)
         return [(s.same_label_distance, s.different_label_distance) for s in (relu, linear)]
 

@@ -49,8 +49,8 @@ def _interval(values: "xr.DataArray") -> tuple[np.ndarray, np.ndarray]:
     from scipy import stats
 
     count = values.notnull().sum("seed")
-    half = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * values.std("seed", ddof=1) / np.sqrt(count)
-    return values.mean("seed").values, half.values
+    quantile = stats.t.ppf(0.975, np.maximum(count.values - 1, 1))
+    return values.mean("seed").values, quantile * values.std("seed", ddof=1).values / np.sqrt(count.values)
 
 
 def _points(axis: "Axes", x, values: "xr.DataArray", color: str, marker: str, label: str | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from nctheory.runs import RunFolderError, atomic_write
+from nctheory import _checks
+from nctheory._files import TEMPORARY_PREFIX, RunFolderError, atomic_write
 
 HEADER = "sweep.json"
 
@@ -52,13 +53,14 @@ class PartStore:
             raise RunFolderError(f"Checkpoint folder {path} cannot be made: {error}.") from error
         header = path / HEADER
         if not header.exists():
-            strangers = sorted(entry.name for entry in path.iterdir())
+            # A writer killed during the very first write leaves a temporary file and nothing else.
+            strangers = sorted(e.name for e in path.iterdir() if not e.name.startswith(TEMPORARY_PREFIX))
             if strangers:
                 raise RunFolderError(f"Checkpoint folder {path} has no {HEADER} but holds {strangers[:3]}.")
             return cls(path, fingerprint, None)
         try:
             stored = json.loads(header.read_text())
-            chunk_size = int(stored["chunk_size"])
+            chunk_size = _checks.integer("chunk_size", stored["chunk_size"], minimum=1)
             differing = [name for name, value in fingerprint.items() if stored["sweep"][name] != value]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
@@ -106,7 +108,8 @@ class PartStore:
         file = self._file(index)
         expected, treedef = jax.tree.flatten(structure)
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            # Opened here, because NumPy leaves a file that it opened itself open when it turns out to be damaged.
+            with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 leaves = [stored[f"leaf{i:04d}"] for i in range(len(expected))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
             raise RunFolderError(

@@ -53,12 +53,13 @@ class MixtureData:
 
     def __post_init__(self):
         if isinstance(self.mixture, GaussianMixture):
-            for name in ("samples_per_cluster", "fresh_per_cluster"):
-                sizes = getattr(self, name)
-                if sizes is None and name == "fresh_per_cluster":
-                    continue
-                checked = cluster_sizes(sizes, self.mixture.num_clusters)
-                object.__setattr__(self, name, checked if isinstance(sizes, Sequence) else checked[0])
+            object.__setattr__(self, "samples_per_cluster", self._checked(self.samples_per_cluster))
+            if self.fresh_per_cluster is not None:
+                object.__setattr__(self, "fresh_per_cluster", self._checked(self.fresh_per_cluster))
+
+    def _checked(self, sizes: int | Sequence[int]) -> int | tuple[int, ...]:
+        checked = cluster_sizes(sizes, self.mixture.num_clusters)
+        return checked if isinstance(sizes, Sequence) else checked[0]
 
     @property
     def num_labels(self) -> int:

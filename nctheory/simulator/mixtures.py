@@ -161,8 +161,7 @@ def mixture_from_gram(
     noise_std: float | Sequence[float] = 0.0,
 ) -> GaussianMixture:
     """Mixture whose means have the given Gram matrix (see `means_from_gram` for the checks)."""
-    noise = noise_std if np.ndim(noise_std) == 0 else np.asarray(noise_std, dtype=np.float64)
-    return GaussianMixture(means_from_gram(gram, dim), noise, tuple(coarse_labels))
+    return GaussianMixture(means_from_gram(gram, dim), np.asarray(noise_std, dtype=np.float64), tuple(coarse_labels))
 
 
 def cosine_mixture(

@@ -73,7 +73,7 @@ class TwoLayer(Model):
 
     def layer_features(self, x: Float[AnyArray, "N d"]) -> list[Float[Array, "N _"]]:
         """Return the features of the one hidden layer."""
-        return [ACTIVATIONS[self.activation](x @ self.kernel[...])]
+        return [ACTIVATIONS[self.activation](jnp.asarray(x) @ self.kernel[...])]
 
 
 class MLP(Model):
@@ -101,7 +101,7 @@ class MLP(Model):
 
     def layer_features(self, x: Float[AnyArray, "N d"]) -> list[Float[Array, "N _"]]:
         """Return the features of every hidden layer, the last one last."""
-        activations, h = [], x
+        activations, h = [], jnp.asarray(x)
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             h = ACTIVATIONS[self.activation](h @ kernel[...] + bias[...][None, :])
             activations.append(h)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
@@ -320,7 +320,7 @@ def _as_grid(configs: Any) -> Grid:
 
 
 def _replace(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
-    fields = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    fields = list(getattr(config, "__dataclass_fields__", ()))
     if path[0] not in fields:
         raise ValueError(f"Argument `{name}` must name a field of {type(config).__name__}, one of {fields}.")
     new = value if len(path) == 1 else _replace(getattr(config, path[0]), path[1:], value, name)
@@ -362,7 +362,7 @@ def _largest_intermediates(jaxpr, count: int) -> int:
                 aval = variable.aval
                 if hasattr(aval, "shape") and hasattr(aval.dtype, "itemsize"):
                     sizes.append(int(np.prod(aval.shape, dtype=np.int64)) * aval.dtype.itemsize)
-            for sub in jax.core.jaxprs_in_params(equation.params):
+            for sub in jaxprs_in_params(equation.params):
                 visit(sub)
 
     visit(jaxpr)

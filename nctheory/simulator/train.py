@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from nctheory import _checks, metrics, objectives
+from nctheory._types import AnyArray
 from nctheory.simulator.data import DataSource
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model, ModelSpec
@@ -197,13 +198,13 @@ def trained_model(config: TrainConfig, key: Key[Array, ""], params: Any) -> Mode
     return nnx.merge(graph, params, frozen)
 
 
-def data_loss(config: TrainConfig, outputs: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
+def data_loss(config: TrainConfig, outputs: Float[Array, "N C"], labels: Int[AnyArray, " N"]) -> Float[Array, ""]:
     """Data term of the objective: the configured loss without weight decay."""
     if config.loss == "cross_entropy":
         return objectives.cross_entropy(outputs, labels)
     if config.loss == "mse":
         return objectives.mse(outputs, jax.nn.one_hot(labels, config.num_outputs, dtype=outputs.dtype))
-    signs = (2 * labels - 1).astype(outputs.dtype)
+    signs = (2 * jnp.asarray(labels) - 1).astype(outputs.dtype)
     if config.loss == "logistic":
         return objectives.logistic(outputs[:, 0], signs)
     return objectives.mse(outputs, signs[:, None])
@@ -259,13 +260,10 @@ def _make_objective(config: TrainConfig, graph, frozen):
 
 
 def _make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    rate = config.learning_rate
+    rate: Any = config.learning_rate
     if config.schedule == "cosine":
         shape = optax.cosine_decay_schedule(1.0, config.num_steps)
-
-        def rate(step):
-            return config.learning_rate * shape(step)
-
+        rate = lambda step: config.learning_rate * shape(step)  # noqa: E731
     if config.optimizer == "adam":
         return optax.adam(rate)
     if config.optimizer in ("momentum", "nesterov"):
