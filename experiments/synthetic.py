@@ -63,7 +63,9 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     runs = bench.Bench(scales[config.preset], config.seeds, folder.parts, progress=not config.quiet)
     began = time.perf_counter()
     laws = {"free": free, "memory": memory, "relu": relu, "geometry": geometry, "phase": phase}
-    tree = xr.DataTree.from_dict({name: law.measure(runs) for name, law in laws.items()})
+    # Accelerators multiply float32 matrices in fewer bits unless told otherwise; the exact laws would notice.
+    with jax.default_matmul_precision("highest"):
+        tree = xr.DataTree.from_dict({name: law.measure(runs) for name, law in laws.items()})
     folder.write_history(tree)
     folder.write_manifest(
         device=f"{jax.devices()[0].device_kind} x {jax.device_count()}",

@@ -71,7 +71,7 @@ def _draw_matrix(axes: "Axes", history: "xr.Dataset", arm: str, step: int, title
     axes.tick_params(length=0)
     axes.grid(False)
     axes.set_title(title)
-    axes.set_xlabel("original class, partners adjacent")
+    axes.set_xlabel("original class")
     return image
 
 
