@@ -1,6 +1,14 @@
 """Strict numerics for every test: float64 by default, no silent dtype or rank promotion, shapes enforced."""
 
 import os
+import tempfile
+
+# Tests compile far more than they run, so they compile in a hurry, and processes share what they have compiled: the
+# workers of pytest-xdist and the scripts that tests start find both settings in the environment.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="nctheory-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 
 import jax
 import pytest
