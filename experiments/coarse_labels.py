@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _coarse.claims import ARMS, controls_table, judge
 
-from nctheory._cli import RunOptions, check_integer, run_main
+from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
 from nctheory.runs import RunFolder, RunFolderError, atomic_write
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def run_sweeps(config: Config, data: "CoarseData", parts: Path) -> dict[str, Any
     def run_one(name: str):
         return simulator.sweep(train, plans[name], seeds, checkpoint=parts / f"sweep-{name}", progress=name == "coarse")
 
-    # Side by side, because half the time of a short run is compilation, which keeps one core busy.
+    # Side by side: while one trains, the other compiles, which keeps one core busy for half of a short run.
     with ThreadPoolExecutor(len(plans)) as pool:
         return dict(zip(plans, pool.map(run_one, plans), strict=True))
 
@@ -360,6 +360,8 @@ def run(config: Config) -> int:
     if config.dataset not in vision.dataset_names():
         known = list(vision.dataset_names())
         raise ValueError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
+    if config.smoke:
+        compile_in_a_hurry()
     sized = config.sized
     data = vision.load_coarse(config.dataset, config.labels, num_coarse=config.num_coarse, seed=config.merge_seed)
     data = data.head(500, 200) if config.smoke else data

@@ -6,13 +6,12 @@ features remember their initial weights (L1), ReLU features keep half of the str
 what a convex programme says (L3). Prints the ledger of claims with their controls, writes a run folder and a figure.
 """
 
-import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nctheory._cli import RunOptions, run_main
+from nctheory._cli import RunOptions, compile_in_a_hurry, run_main
 from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -107,8 +106,7 @@ def run(config: Config) -> int:
     """Run, resume or redraw the experiment; return its exit code."""
     path = config.run_path(EXPERIMENT, config.preset)
     if config.smoke:
-        # Nearly all of the smallest run is compilation; XLA reads this when JAX starts.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        compile_in_a_hurry()
     if config.plot_only:
         folder = RunFolder.load(path, experiment=EXPERIMENT)
         return report(folder, folder.read_tree())

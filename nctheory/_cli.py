@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ class RunOptions:
             return self.out
         base = Path("results") / experiment / name
         return latest_path(base) if self.resume or self.plot_only else free_path(base)
+
+
+def compile_in_a_hurry() -> None:
+    """Let XLA compile faster and run slower; for smoke runs, which do little else. Call it before JAX starts."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 
 def check_integer(name: str, value: Any, *, minimum: int) -> None:

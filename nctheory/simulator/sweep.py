@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from nctheory.simulator._parts import PartStore
 # Working set of a chunk that keeps the CPU's second-level cache warm, and the share of an accelerator's memory to use.
 CPU_WORKING_SET_BYTES = 2 << 20
 ACCELERATOR_MEMORY_SHARE = 0.5
+# Two XLA programs with nested loops that run at once on a CPU can wait for each other's threads for ever (JAX 0.10.2), so
+# sweeps in different threads take turns; their compilations overlap.
+_ONE_PROGRAM_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,9 @@ class _Runner:
         return [parts[i] for i in range(len(starts))]
 
     def _run_missing(self, compiled, missing, starts, parts, bar) -> None:
-        # One chunk at a time: two running XLA programs with nested loops can block each other's threads on a CPU.
         for i in missing:
-            part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
+            with _ONE_PROGRAM_AT_A_TIME:
+                part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
             if self.store is not None:
                 self.store.save(i, part)
             parts[i] = part
