@@ -40,10 +40,8 @@ class Config(RunOptions):
     """Image set, a name of nctheory.vision.dataset_names()."""
     labels: Literal["mod", "consecutive", "random"] = "mod"
     """How original classes are merged: class mod C, neighbours in number, or at random."""
-    network: Literal["mlp"] = "mlp"
+    network: str = "mlp"
     """Network, one of NETWORKS."""
-    num_seeds: int = 8
-    """Number of seeds; the intervals are over them. As many further networks serve as controls."""
     num_coarse: int = 5
     """Number of super-classes C."""
     merge_seed: int = 0
@@ -74,18 +72,24 @@ class Config(RunOptions):
         super().__post_init__()
         for name, minimum in (("num_coarse", 2), ("merge_seed", 0), ("num_tsne_seeds", 0), ("tsne_iterations", 3)):
             check_integer(name, getattr(self, name), minimum=minimum)
-        if self.num_seeds < 2:
-            raise ValueError(f"Argument `num_seeds` must be an integer >= 2 for an interval, but is {self.num_seeds}.")
+        if self.network not in NETWORKS:
+            raise ValueError(f"Argument `network` must be one of {sorted(NETWORKS)}, but is {self.network!r}.")
         if not self.weight_decay > 0:
             raise ValueError(f"Argument `weight_decay` must be > 0, but is {self.weight_decay}.")
 
     @property
     def sized(self) -> "Config":
-        """This configuration, or with `smoke` its smallest version."""
-        if not self.smoke:
-            return self
-        small: dict[str, Any] = {"num_seeds": 2, "num_steps": 60, "num_records": 2, "widths": (32, 32)}
-        return dataclasses.replace(self, **small, num_tsne_seeds=0, tsne_iterations=30)
+        """This configuration with its number of seeds; with `smoke`, whatever was left at its default is made small."""
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        small = {"num_steps": 60, "num_records": 2, "widths": (32, 32), "num_tsne_seeds": 0, "tsne_iterations": 30}
+        changed = {name: value for name, value in small.items() if self.smoke and getattr(self, name) == default[name]}
+        count = self.num_seeds or (2 if self.smoke else 8)
+        return dataclasses.replace(self, num_seeds=count, **changed)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of a sized configuration."""
+        return list(range(self.seed, self.seed + (self.num_seeds or 0)))
 
 
 def _mlp(config: Config, init_scale: float):
@@ -172,7 +176,7 @@ def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: 
 
         return cached(parts / f"{arm}-{seed}.npz", compute)
 
-    jobs = [(arm, i, j) for j in range(config.num_seeds) for i, arm in enumerate((*ARMS, "replica"))]
+    jobs = [(arm, i, j) for j in range(len(config.seeds)) for i, arm in enumerate((*ARMS, "replica"))]
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             done = list(tqdm(pool.map(lambda job: unit(*job), jobs), total=len(jobs), desc="cluster and probe"))
@@ -251,23 +255,23 @@ def _first(key, stream):
     return key
 
 
-def run_sweeps(config: Config, data: "CoarseData", parts: Path) -> dict[str, Any]:
-    """Train the coarse arms, a replica of "plain" on other streams, and the ordinary network; `parts` keeps chunks."""
-    from nctheory import simulator
-
-    seeds = list(range(config.seed, config.seed + config.num_seeds))
+def plan_sweeps(config: Config, data: "CoarseData") -> dict[str, list[Any]]:
+    """The coarse arms with a replica of "plain" on other streams, and the ordinary network."""
     coarse = [(train_config(config, data, arm), 0) for arm in ARMS]
-    plans = {
+    return {
         "coarse": [*coarse, (train_config(config, data, "plain"), 1)],
         "ordinary": [(train_config(config, data, "plain", num_labels=len(data.class_names)), 0)],
     }
 
-    def run_one(name: str):
-        return simulator.sweep(train, plans[name], seeds, checkpoint=parts / f"sweep-{name}", progress=name == "coarse")
 
-    # Side by side: while one trains, the other compiles, which keeps one core busy for half of a short run.
-    with ThreadPoolExecutor(len(plans)) as pool:
-        return dict(zip(plans, pool.map(run_one, plans), strict=True))
+def run_sweeps(config: Config, plans: dict[str, list[Any]], parts: Path) -> dict[str, Any]:
+    """Train every plan over the seeds; `parts` keeps the finished chunks."""
+    from nctheory import simulator
+
+    return {
+        name: simulator.sweep(train, plan, config.seeds, checkpoint=parts / f"sweep-{name}", description=name)
+        for name, plan in plans.items()
+    }
 
 
 def collect(
@@ -281,11 +285,11 @@ def collect(
 
     history, num_arms = sweeps["coarse"].history, len(ARMS)
     stacked = {
-        name: np.stack([[scores[f"{arm}/{j}"][name] for j in range(config.num_seeds)] for arm in ARMS])
+        name: np.stack([[scores[f"{arm}/{j}"][name] for j in range(len(config.seeds))] for arm in ARMS])
         for name in scores["plain/0"]
         if name != "embedding"
     }
-    replica = np.stack([scores[f"replica/{j}"]["clp"] for j in range(config.num_seeds)])
+    replica = np.stack([scores[f"replica/{j}"]["clp"] for j in range(len(config.seeds))])
     along, ends, classes = ("arm", "seed", "step"), ("arm", "seed", "end"), ("fine", "other_fine")
     unit = {"units": "dimensionless"}
     squared = {"units": "squared feature units"}
@@ -365,10 +369,12 @@ def run(config: Config) -> int:
     sized = config.sized
     data = vision.load_coarse(config.dataset, config.labels, num_coarse=config.num_coarse, seed=config.merge_seed)
     data = data.head(500, 200) if config.smoke else data
+    # Built before the folder is: a bad number must not leave a folder behind.
+    plans = plan_sweeps(sized, data)
     with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
 
-        sweeps = run_sweeps(sized, data, folder.parts)
+        sweeps = run_sweeps(sized, plans, folder.parts)
         began = time.perf_counter()
         scores = evaluate(sized, data, sweeps, folder.parts / "scores")
         history = collect(sized, data, sweeps, scores)

@@ -36,8 +36,6 @@ class Config(RunOptions):
         super().__post_init__()
         if self.smoke and self.paper:
             raise ValueError("Argument `paper` must be off when `smoke` is on, but both are on.")
-        if self.num_seeds < 2:
-            raise ValueError(f"Argument `num_seeds` must be at least 2 for an interval, but is {self.num_seeds}.")
 
     @property
     def preset(self) -> str:
@@ -46,9 +44,8 @@ class Config(RunOptions):
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds; the presets replace the default number by their own."""
-        counts = {"smoke": 4, "paper": 1024}
-        count = counts.get(self.preset, self.num_seeds) if self.num_seeds == RunOptions.num_seeds else self.num_seeds
+        """The seeds, as many as asked for or as the preset has."""
+        count = {"smoke": 4, "default": 32, "paper": 1024}[self.preset] if self.num_seeds is None else self.num_seeds
         return list(range(self.seed, self.seed + count))
 
 

@@ -1,10 +1,13 @@
 """From a frozen dataclass to a command line, with errors as one line instead of a traceback."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +31,15 @@ class RunOptions:
     """Continue an interrupted run of the same configuration."""
     plot_only: bool = False
     """Judge the claims and draw the figures again from a finished run, without computing."""
-    num_seeds: int = 32
-    """Number of seeds; the intervals are over them."""
+    num_seeds: int | None = None
+    """Number of seeds, at least 2; the intervals are over them. Default: the preset's own."""
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""
 
     def __post_init__(self):
         """Check the options; a derived record calls this from its own `__post_init__`."""
-        check_integer("num_seeds", self.num_seeds, minimum=1)
+        if self.num_seeds is not None:
+            check_integer("num_seeds", self.num_seeds, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         if self.resume and self.plot_only:
             raise ValueError("Argument `plot_only` must be off when `resume` is on, but both are on.")
@@ -103,6 +107,27 @@ def _report(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
 
 
+@contextlib.contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Deliver Ctrl-C again if it fell into a destructor, where Python reports and then forgets every exception."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # Later and from outside, so that it does not fall into the same destructor.
+            again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
+        else:
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+
+
 def run_main(kind: type[ConfigT], run: Callable[[ConfigT], int], arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and return the exit code.
 
@@ -128,7 +153,8 @@ def run_main(kind: type[ConfigT], run: Callable[[ConfigT], int], arguments: Sequ
         except ValueError as error:
             _report(error)
             return EXIT_BAD_INPUT
-        return run(config)
+        with _no_lost_interrupt():
+            return run(config)
     except KeyboardInterrupt as interrupt:
         saved = "; ".join(getattr(interrupt, "__notes__", [])) or "nothing was saved yet"
         # A progress bar may have left the cursor in the middle of a line.

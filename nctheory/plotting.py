@@ -100,7 +100,9 @@ def new_figure(width: float = TEXT_WIDTH, height: float = 2.4, *, constrained: b
 
     _checks.real("width", width, minimum=0.0, exclusive_minimum=True)
     _checks.real("height", height, minimum=0.0, exclusive_minimum=True)
-    return Figure(figsize=(width, height), layout="constrained" if constrained else None)
+    # The stub does not know "none"; None would take the style's setting.
+    layout: Any = "constrained" if constrained else "none"
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:

@@ -18,7 +18,7 @@ _ARM_LABELS = {
 }
 _ARM_COLORS = {"plain": "blue", "decay": "vermillion", "standard_init": "green"}
 _ARM_MARKERS = {"plain": "o", "decay": "s", "standard_init": "^"}
-_CLUSTER_COLORS = tuple(plotting.OKABE_ITO[name] for name in ("blue", "orange"))
+_CLUSTER_COLORS = tuple(plotting.OKABE_ITO[name] for name in ("blue", "orange", "green", "purple", "vermillion"))
 _LABEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
@@ -81,7 +81,7 @@ def _draw_embedding(axes: "Axes", history: "xr.Dataset", arm: str, end: str, tit
     for fine, coarse in enumerate(table):
         rank = int(np.sum(table[:fine] == coarse))
         mine = classes == fine
-        color, marker = _CLUSTER_COLORS[rank % 2], _LABEL_MARKERS[coarse % len(_LABEL_MARKERS)]
+        color, marker = _CLUSTER_COLORS[rank % len(_CLUSTER_COLORS)], _LABEL_MARKERS[coarse % len(_LABEL_MARKERS)]
         axes.scatter(*plane[mine].T, s=7, marker=marker, color=color, linewidths=0, alpha=0.8)
         center = (float(np.median(plane[mine, 0])), float(np.median(plane[mine, 1])))
         name = str(history["fine"].values[fine])
@@ -135,15 +135,16 @@ def _draw_scores(axes: "Axes", history: "xr.Dataset") -> None:
         color = plotting.OKABE_ITO[_ARM_COLORS[arm]]
         axes.plot(steps, score["measured"], marker=_ARM_MARKERS[arm], color=color, label=label)
         axes.fill_between(steps, score["low"], score["high"], color=color, alpha=0.18, linewidth=0)
+    levels = reference_levels(history)
     styles = ["-", "--", "-.", "--", ":"]
-    for (label, level), style in zip(reference_levels(history).items(), styles, strict=True):
+    for (label, level), style in zip(levels.items(), styles, strict=True):
         color = "#888888" if label in ("chance", "surrogate, no sub-clusters") else "black"
         axes.axhline(level, color=color, linestyle=style, linewidth=0.9, label=f"{label}: {level:.3f}")
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     axes.set_xlim(0, steps[-1] * 1.1)
     axes.set_xlabel("training step (updates; 0 = untrained)")
     axes.set_ylabel("accuracy on original classes,\ntest images (dimensionless)")
-    axes.set_ylim(0.4, 1.01)
+    axes.set_ylim(max(0.0, min(levels.values()) - 0.08), 1.01)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="cluster and linear probe, trained from:")
 
 

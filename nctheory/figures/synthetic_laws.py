@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, RED, GREEN, ORANGE, PURPLE, *_ = plotting.LINE_COLORS
+BLUE, RED, GREEN, ORANGE, *_ = plotting.LINE_COLORS
 GREY = "#555555"
 
 
@@ -41,7 +41,27 @@ def draw(tree: "xr.DataTree") -> "Figure":
         _phase(axes[7], phase.fresh_ratio, "(h) q on fresh samples")
         axes[7].set_ylabel("input noise σ")
         _phase(axes[8], phase.fresh_separation, "(i) s on fresh samples")
+        _note_lost_seeds(figure, tree)
     return figure
+
+
+def _note_lost_seeds(figure: "Figure", tree: "xr.DataTree") -> None:
+    """Say on the figure how many runs became non-finite; means are over the others."""
+    lost = {name: int((~np.isfinite(node.to_dataset()[key].isel(step=-1))).sum()) for name, key, node in _runs_of(tree)}
+    if any(lost.values()):
+        text = ", ".join(f"{name}: {count}" for name, count in lost.items() if count)
+        figure.text(0.01, 0.005, f"runs left out because they became non-finite: {text}", fontsize=6.5)
+
+
+def _runs_of(tree: "xr.DataTree") -> list[tuple[str, str, "xr.DataTree"]]:
+    keys = {
+        "free": "objective",
+        "memory": "objective",
+        "relu": "objective",
+        "geometry": "gradient_norm",
+        "phase": "ratio",
+    }
+    return [(name, key, tree[name]) for name, key in keys.items()]
 
 
 def _interval(values: "xr.DataArray") -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,10 @@ class GaussianMixture:
     coarse_labels: tuple[int, ...] = field(metadata={"static": True})
 
     def __post_init__(self):
-        object.__setattr__(self, "coarse_labels", tuple(int(label) for label in self.coarse_labels))
+        labels = tuple(_checks.integer("coarse_labels", label, minimum=0) for label in self.coarse_labels)
+        if not labels:
+            raise ValueError("Argument `coarse_labels` must label at least one cluster, but is ().")
+        object.__setattr__(self, "coarse_labels", labels)
         if not _checks.is_concrete(self.means):
             return
         num_clusters = len(self.coarse_labels)
@@ -58,7 +61,7 @@ class GaussianMixture:
             if np.ndim(self.noise_std):
                 _checks.shape("noise_std", self.noise_std, (num_clusters,))
             _checks.real("noise_std", self.noise_std, minimum=0)
-        labels = np.asarray(self.coarse_labels, dtype=np.int64)
+        labels = np.asarray(labels, dtype=np.int64)
         _checks.labels("coarse_labels", labels, num_classes=num_clusters)
         _checks.no_empty_class("coarse_labels", labels, num_classes=max(self.coarse_labels) + 1)
 
@@ -129,6 +132,8 @@ def means_from_gram(gram: Float[AnyArray, "K K"], dim: int) -> Float[np.ndarray,
     dim = _checks.integer("dim", dim, minimum=1)
     gram = np.asarray(gram, dtype=np.float64)
     _checks.shape("gram", gram, (gram.shape[0] if gram.ndim else 0,) * 2)
+    if not gram.size:
+        raise ValueError(f"Argument `gram` must hold at least one mean, but has shape {gram.shape}.")
     _checks.finite("gram", gram)
     if not np.allclose(gram, gram.T, rtol=0, atol=1e-10 * np.abs(gram).max()):
         raise ValueError(f"Argument `gram` must be symmetric, but differs by {np.abs(gram - gram.T).max():g}.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,8 @@ from nctheory.simulator._parts import PartStore
 # Working set of a chunk that keeps the CPU's second-level cache warm, and the share of an accelerator's memory to use.
 CPU_WORKING_SET_BYTES = 2 << 20
 ACCELERATOR_MEMORY_SHARE = 0.5
-# Two XLA programs with nested loops that run at once on a CPU can wait for each other's threads for ever (JAX 0.10.2), so
-# sweeps in different threads take turns; their compilations overlap.
+# Two XLA programs with nested loops that run at once on a CPU can wait for each other's threads for ever (JAX 0.10.2),
+# so sweeps in different threads take turns; their compilations overlap.
 _ONE_PROGRAM_AT_A_TIME = threading.Lock()
 
 
@@ -237,7 +238,8 @@ class _Program:
     def fingerprint(self) -> dict[str, Any]:
         """What makes two sweeps the same: function, structure, numbers, seeds, precision, backend, versions."""
         return PartStore.fingerprint(
-            structure=f"{self.name} {self.rows.treedef}",
+            # The traced program tells an edited `train` from the one that made the chunks; addresses mean nothing.
+            structure=f"{self.name} {self.rows.treedef} {re.sub('0x[0-9a-f]+', '', str(self.jaxpr))}",
             arrays=[*self.rows.shared, *self.rows.varying],
             seeds=self.rows.seeds,
             backend=f"{jax.default_backend()}, jax {jax.__version__}, nctheory {version('nctheory')}",

@@ -16,7 +16,7 @@ from nctheory import _checks, metrics, objectives
 from nctheory._types import AnyArray
 from nctheory.simulator.data import DataSource
 from nctheory.simulator.mixtures import Samples
-from nctheory.simulator.models import Model, ModelSpec
+from nctheory.simulator.models import Model, ModelSpec, UnconstrainedFeaturesSpec
 
 LOSSES = ("logistic", "mse_signs", "cross_entropy", "mse")
 OPTIMIZERS = ("gd", "sgd", "momentum", "nesterov", "adam")
@@ -150,8 +150,12 @@ def train(config: TrainConfig, key: Key[Array, ""]) -> History:
 
     Returns:
         The measurements, NaN from the first non-finite step on (see `History.finite`).
+
+    Raises:
+        ValueError: if `batch_size` exceeds the number of samples, or free features do not fit the data.
     """
     samples, fresh = config.data.draw(jax.random.fold_in(key, DATA_STREAM))
+    _check_free_features(config, samples, fresh)
     graph, params, frozen = _split(initial_model(config, key))
     objective = _make_objective(config, graph, frozen)
     optimizer = _make_optimizer(config)
@@ -216,18 +220,33 @@ def measurements(config: TrainConfig, model: Model, samples: Samples) -> Measure
     outputs = model.outputs(features)
     weight, bias = _class_readout(model)
     num_labels, num_fine = config.data.num_labels, config.data.num_fine
-    predicted = outputs[:, 0] > 0 if config.num_outputs == 1 else jnp.argmax(outputs, axis=1)
-    correct = predicted.astype(samples.labels.dtype) == samples.labels
+    labels = jnp.asarray(samples.labels)
+    scored = (outputs[:, 0], 2 * labels - 1) if config.num_outputs == 1 else (outputs, labels)
     members = jax.nn.one_hot(samples.fine_labels, num_fine, axis=0, dtype=outputs.dtype)
     return Measurements(
         loss=data_loss(config, outputs, samples.labels),
-        accuracy=jnp.mean(correct.astype(outputs.dtype)),
+        accuracy=objectives.accuracy(*scored),
         cluster_outputs=members @ outputs / jnp.sum(members, axis=1)[:, None],
         collapse=metrics.collapse_metrics(features, samples.labels, num_classes=num_labels, weight=weight, bias=bias),
         fine=metrics.fine_structure(
             features, samples.labels, samples.fine_labels, num_classes=num_labels, num_fine=num_fine
         ),
     )
+
+
+def _check_free_features(config: TrainConfig, samples: Samples, fresh: Samples | None) -> None:
+    """Free features belong to the training samples: no other sample has any."""
+    if not isinstance(config.model, UnconstrainedFeaturesSpec):
+        return
+    if config.model.num_samples != samples.inputs.shape[0]:
+        raise ValueError(
+            f"Argument `model.num_samples` must be the number of training samples, {samples.inputs.shape[0]}, "
+            f"but is {config.model.num_samples}."
+        )
+    if fresh is not None:
+        raise ValueError("Argument `data` must have no fresh samples for free features, but has some.")
+    if config.batch_size is not None:
+        raise ValueError(f"Argument `batch_size` must be None for free features, but is {config.batch_size}.")
 
 
 class _State(NamedTuple):

@@ -338,7 +338,7 @@ def _fine_structure(gram, labels, fine_labels, cluster_labels, num_classes, num_
         different_label_distance=d_diff,
         ratio=_divide(d_same, d_diff),
         within_variance=within,
-        separation=_divide(d_same, within),
+        separation=d_same / within,
         coarse_ratio=_divide(jnp.maximum(scatter_within, 0.0), scatter_between),
     )
 

@@ -45,9 +45,8 @@ def memory_factor(
 ) -> Float[jax.Array, "*steps"]:
     """Factor s_t that multiplies the initial weights after t steps of (stochastic) gradient descent.
 
-    Update: v <- momentum v + g + weight_decay W, W <- W - learning_rate v, started at v = 0. Orthogonally to the
-        readout
-    the loss gradient g vanishes, hence with e = learning_rate * weight_decay
+    The update is v <- momentum v + g + weight_decay W, W <- W - learning_rate v, started at v = 0. Orthogonally to the
+    readout the loss gradient g vanishes, hence with e = learning_rate * weight_decay
 
         s_0 = 1,  s_1 = 1 - e,  s_{t+1} = (1 + momentum - e) s_t - momentum s_{t-1}.
 
@@ -78,7 +77,6 @@ def memory_factor(
     return _memory_factor(steps, as_float(learning_rate, dtype) * as_float(weight_decay, dtype), beta)
 
 
-@jax.jit
 @jax.jit
 def _memory_factor(t, e, beta):
     # Roots of r^2 - trace r + beta. For a negative trace the recursion is solved for (-1)^t s_t, whose trace is
