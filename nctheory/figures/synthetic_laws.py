@@ -47,21 +47,12 @@ def draw(tree: "xr.DataTree") -> "Figure":
 
 def _note_lost_seeds(figure: "Figure", tree: "xr.DataTree") -> None:
     """Say on the figure how many runs became non-finite; means are over the others."""
-    lost = {name: int((~np.isfinite(node.to_dataset()[key].isel(step=-1))).sum()) for name, key, node in _runs_of(tree)}
+    shown = {"free": "objective", "memory": "objective", "relu": "objective", "geometry": "ratio", "phase": "ratio"}
+    final = {name: tree[name].to_dataset()[key].isel(step=-1).values for name, key in shown.items()}
+    lost = {name: int((~np.isfinite(values)).sum()) for name, values in final.items()}
     if any(lost.values()):
         text = ", ".join(f"{name}: {count}" for name, count in lost.items() if count)
         figure.text(0.01, 0.005, f"runs left out because they became non-finite: {text}", fontsize=6.5)
-
-
-def _runs_of(tree: "xr.DataTree") -> list[tuple[str, str, "xr.DataTree"]]:
-    keys = {
-        "free": "objective",
-        "memory": "objective",
-        "relu": "objective",
-        "geometry": "gradient_norm",
-        "phase": "ratio",
-    }
-    return [(name, key, tree[name]) for name, key in keys.items()]
 
 
 def _interval(values: "xr.DataArray") -> tuple[np.ndarray, np.ndarray]:

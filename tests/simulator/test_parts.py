@@ -104,6 +104,15 @@ def other_function(config, key):
     return toy(config, key)
 
 
+def edited_toy(config, key):
+    """What `toy` might be after an edit: name and configuration are the same."""
+    history = toy(config, key)
+    return {**history, "norm": 2 * history["norm"]}
+
+
+edited_toy.__module__, edited_toy.__qualname__ = toy.__module__, toy.__qualname__
+
+
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
@@ -111,6 +120,7 @@ def other_function(config, key):
         ({"configs": simulator.grid(dataclasses.replace(Toy(), num_steps=4), rate=[0.1, 0.4])}, "config_digest"),
         ({"configs": simulator.grid(Toy(), rate=[0.4, 0.1])}, "config_digest"),
         ({"train": other_function}, "config_digest"),
+        ({"train": edited_toy}, "config_digest"),
         ({"seeds": [0, 1, 2, 3, 5]}, "seeds_digest"),
         ({"seeds": 6}, "num_seeds"),
     ],

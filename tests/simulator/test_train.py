@@ -140,20 +140,23 @@ def test_sgd_sees_every_sample_once_an_epoch(key):
 
 
 def test_cosine_schedule_ends_at_rest(key):
-    config = make(schedule="cosine", num_steps=40)
-    still = make(schedule="constant", num_steps=40)
+    config = make(schedule="cosine")
+    still = make(schedule="constant")
     decayed, constant = (run(c, key).objective for c in (config, still))
     assert decayed[-1] > constant[-1]
     assert decayed[-1] < decayed[0]
 
 
 def test_divergence_is_recorded(key):
-    history = jax.jit(simulator.train)(
-        make(activation="identity", loss="mse_signs", learning_rate=1e6, num_steps=200), key
-    )
+    # Weight decay times learning rate is 1e14: every step multiplies the weights by as much, 25 of them by 1e350.
+    history = run(make(learning_rate=1e10, weight_decay=1e4), key)
     assert not bool(history.finite)
     assert bool(jnp.isfinite(history.objective[0]))
     assert not bool(jnp.isfinite(history.objective[-1]))
+    # A comparison with NaN is False, which must not count as a wrong, or right, prediction.
+    assert bool(jnp.isnan(history.train.accuracy[-1]))
+    assert bool(jnp.isnan(history.train.collapse.nc1[-1]))
+    assert bool(jnp.isnan(history.train.fine.ratio[-1]))
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
@@ -190,14 +193,21 @@ def test_initial_weights_have_the_scale_asked_for(key):
 
 def test_free_features_ignore_the_inputs(key):
     spec = simulator.UnconstrainedFeaturesSpec(num_samples=16, width=5)
-    config = make(model=spec, loss="cross_entropy", num_steps=3)
+    data = dataclasses.replace(DATA, fresh_per_cluster=None)
+    config = make(data=data, model=spec, loss="cross_entropy", num_steps=3)
     model = simulator.initial_model(config, key)
     x = np.zeros((16, 5), dtype=np.asarray(model.free_features[...]).dtype)
     np.testing.assert_array_equal(model.features(x), model.free_features[...])
     assert np.isnan(np.asarray(model.features(x[:4]))).all()
     history = jax.jit(simulator.train)(config, key)
-    assert np.isnan(history.fresh.loss).all()
+    assert history.fresh is None
     assert bool(history.finite)
+    with pytest.raises(ValueError, match="`data` must have no fresh samples for free features"):
+        simulator.train(dataclasses.replace(config, data=DATA), key)
+    with pytest.raises(ValueError, match="num_samples` must be the number of training samples, 16, but is 15"):
+        simulator.train(dataclasses.replace(config, model=dataclasses.replace(spec, num_samples=15)), key)
+    with pytest.raises(ValueError, match="`batch_size` must be None for free features, but is 4"):
+        simulator.train(dataclasses.replace(config, optimizer="sgd", batch_size=4), key)
 
 
 @pytest.mark.usefixtures("own_errors")
