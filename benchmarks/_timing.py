@@ -1,15 +1,20 @@
 """Timing and memory of one call, with the hardware and versions a figure is worth nothing without."""
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from nctheory import _provenance
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,20 @@ def describe_machine() -> str:
         f"{len(os.sched_getaffinity(0))} cores, OMP_NUM_THREADS {threads}, load {os.getloadavg()[0]:.1f}; "
         f"devices: {', '.join(sorted({d.device_kind for d in jax.devices()}))}"
     )
+
+
+def store(path: Path, result: dict[str, Any]) -> None:
+    """Write a result with the versions, the machine, its load and the commit it was measured on."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = None
+    record = {
+        "machine": describe_machine(),
+        "load": os.getloadavg(),
+        "versions": {**_provenance.package_versions(), "torch": torch},
+        "source": _provenance.source_state(),
+        **result,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

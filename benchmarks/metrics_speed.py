@@ -1,6 +1,6 @@
 """Speed and memory of `collapse_metrics` and `fine_structure` beside plain NumPy with a d x d covariance.
 
-Run: python benchmarks/metrics_speed.py [--num-samples N] [--feature-dim D] [--num-classes 10 100 1000]
+Run: python -m benchmarks.metrics_speed [--out FILE.json] [--num-classes 10 100 1000]
 
 Targets on 2 cores, 50,000 x 512 float32, after compilation: K = 10 in 0.1 s; K = 1,000 in 2 s with at most 500 MB above
 the features. The NumPy version computes nc1, trace ratio, nc2 and cdnv, the full one here nc3 and nc4 as well.
@@ -8,14 +8,17 @@ the features. The NumPy version computes nc1, trace ratio, nc2 and cdnv, the ful
 
 import gc
 import multiprocessing
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import _timing
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks import _timing
 from nctheory.metrics import collapse_metrics, fine_structure
 
 
@@ -31,6 +34,8 @@ class Config:
     """Class counts K, one table row group each."""
     repeats: int = 5
     """Timed calls after the first."""
+    out: Path | None = None
+    """Where to store the result."""
 
 
 def draw(config: Config, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,41 +95,54 @@ def memory_in_fresh_process(config: Config, num_classes: int, who: str) -> float
         return pool.apply(added_memory, (config, num_classes, who)) / 1e6
 
 
+def measure(config: Config, num_classes: int) -> dict[str, Any]:
+    """Seconds, peak memory and agreement at one number of classes."""
+    k = num_classes
+    features, labels, weight = draw(config, k)
+    x, y, w = jnp.asarray(features), jnp.asarray(labels), jnp.asarray(weight)
+    calls = {
+        "collapse_metrics": lambda: collapse_metrics(x, y, num_classes=k),
+        "collapse_metrics with classifier": lambda: collapse_metrics(x, y, num_classes=k, weight=w),
+        "fine_structure": lambda: fine_structure(x, y % (k // 2), y, num_classes=k // 2, num_fine=k),
+        "plain NumPy": lambda: plain_numpy(features, labels, k),
+    }
+    timings = _timing.time_side_by_side(calls, repeats=config.repeats)
+    ours, theirs = collapse_metrics(x, y, num_classes=k), plain_numpy(features, labels, k)
+    shared = (ours.nc1, ours.within_between_ratio, ours.nc2_equinorm, ours.nc2_equiangular, ours.cdnv)
+    return {
+        "num_classes": k,
+        "seconds": {name: asdict(timing) for name, timing in timings.items()},
+        "megabytes": {
+            "collapse_metrics with classifier": memory_in_fresh_process(config, k, "nctheory"),
+            "plain NumPy": memory_in_fresh_process(config, k, "numpy"),
+        },
+        "largest_relative_gap": max(abs(float(a) / float(b) - 1) for a, b in zip(shared, theirs, strict=True)),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print the rows of one number of classes."""
+    for name, t in row["seconds"].items():
+        memory = f"{row['megabytes'][name]:7.0f}" if name in row["megabytes"] else f"{'':>7}"
+        print(
+            f"{row['num_classes']:>6} {name:<34} {t['first']:>10.3f} {t['best']:>8.3f} {t['median']:>8.3f} {memory}",
+            flush=True,
+        )
+    print(f"{row['num_classes']:>6} largest relative difference between the two: {row['largest_relative_gap']:.1e}")
+
+
 def main(config: Config) -> None:
-    """Print the table."""
+    """Print the table, store the result."""
     print(_timing.describe_machine())
     print(f"{config.num_samples} x {config.feature_dim} float32; seconds; memory: peak above the features")
     print(f"{'K':>6} {'what':<34} {'first call':>10} {'best':>8} {'median':>8} {'MB':>7}")
+    before, rows = os.getloadavg()[0], []
     for k in config.num_classes:
-        features, labels, weight = draw(config, k)
-        x, y, w = jnp.asarray(features), jnp.asarray(labels), jnp.asarray(weight)
-        coarse = y % (k // 2)
-        calls = {
-            "collapse_metrics": lambda x=x, y=y, k=k: collapse_metrics(x, y, num_classes=k),
-            "collapse_metrics with classifier": lambda x=x, y=y, k=k, w=w: collapse_metrics(
-                x, y, num_classes=k, weight=w
-            ),
-            "fine_structure": lambda x=x, y=y, c=coarse, k=k: fine_structure(x, c, y, num_classes=k // 2, num_fine=k),
-            "plain NumPy": lambda f=features, y=labels, k=k: plain_numpy(f, y, k),
-        }
-        timings = _timing.time_side_by_side(calls, repeats=config.repeats)
-        memory = {
-            "collapse_metrics with classifier": memory_in_fresh_process(config, k, "nctheory"),
-            "plain NumPy": memory_in_fresh_process(config, k, "numpy"),
-        }
-        for name, t in timings.items():
-            shown = f"{memory[name]:7.0f}" if name in memory else f"{'':>7}"
-            print(f"{k:>6} {name:<34} {t.first:>10.3f} {t.best:>8.3f} {t.median:>8.3f} {shown}", flush=True)
-        ours, theirs = collapse_metrics(x, y, num_classes=k), plain_numpy(features, labels, k)
-        gap = max(
-            abs(float(a) / float(b) - 1)
-            for a, b in zip(
-                (ours.nc1, ours.within_between_ratio, ours.nc2_equinorm, ours.nc2_equiangular, ours.cdnv),
-                theirs,
-                strict=True,
-            )
-        )
-        print(f"{k:>6} largest relative difference between the two: {gap:.1e}")
+        rows.append(measure(config, k))
+        show(rows[-1])
+    if config.out is not None:
+        size = {"num_samples": config.num_samples, "feature_dim": config.feature_dim}
+        _timing.store(config.out, {**size, "load_before": before, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""The sweep's update written for PyTorch and NumPy, and the machine's own rate of batched matrix products.
+
+Every function runs full-batch gradient descent on the two-layer ReLU net f(x) = readout . relu(x W) with a fixed
+readout, logistic loss and weight decay:
+W <- (1 - eta lambda) W - eta X' [r readout' * (X W > 0)], r_i = -y_i sigmoid(-y_i f_i)/N.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks import _timing
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Samples and initial weights of S seeds, float32, and the constants of the update."""
+
+    inputs: np.ndarray  # (S, N, d)
+    signs: np.ndarray  # (S, N)
+    kernel: np.ndarray  # (S, d, m)
+    readout: np.ndarray  # (m,)
+    rate: float
+    decay: float
+
+
+def numpy_loop(problem: Problem, num_steps: int) -> np.ndarray:
+    """Final weights (S, d, m), seed after seed."""
+    final = []
+    shrink, rate = np.float32(1 - problem.rate * problem.decay), np.float32(problem.rate)
+    for x, y, w in zip(problem.inputs, problem.signs, problem.kernel, strict=True):
+        per_sample = -y / np.float32(len(y))
+        for _ in range(num_steps):
+            z = x @ w
+            f = np.maximum(z, 0) @ problem.readout
+            r = per_sample / (1 + np.exp(y * f))
+            w = shrink * w - rate * (x.T @ (np.outer(r, problem.readout) * (z > 0)))
+        final.append(w)
+    return np.stack(final)
+
+
+def torch_loop(problem: Problem, num_steps: int, update: Callable[..., Any]) -> np.ndarray:
+    """Final weights (S, d, m) of one of the `torch_*` updates, seed after seed."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    tensors = [torch.from_numpy(a) for a in (problem.inputs, problem.signs, problem.kernel)]
+    readout = torch.from_numpy(problem.readout)
+    final = [update(x, y, w, readout, problem, num_steps) for x, y, w in zip(*tensors, strict=True)]
+    return torch.stack(final).numpy()
+
+
+def torch_autograd(x, y, kernel, readout, problem: Problem, num_steps: int):
+    """The update as most people write it."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    w = kernel.clone().requires_grad_()
+    for _ in range(num_steps):
+        f = torch.relu(x @ w) @ readout
+        loss = torch.nn.functional.softplus(-y * f).mean() + problem.decay / 2 * (w**2).sum()
+        (gradient,) = torch.autograd.grad(loss, w)
+        with torch.no_grad():
+            w -= problem.rate * gradient
+    return w.detach()
+
+
+def torch_manual(x, y, w, readout, problem: Problem, num_steps: int):
+    """The gradient by hand, one expression a line."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    with torch.no_grad():
+        for _ in range(num_steps):
+            z = x @ w
+            f = torch.relu(z) @ readout
+            r = -y * torch.sigmoid(-y * f) / len(y)
+            gradient = x.T @ (torch.outer(r, readout) * (z > 0))
+            w = (1 - problem.rate * problem.decay) * w - problem.rate * gradient
+    return w
+
+
+def torch_in_place(x, y, kernel, readout, problem: Problem, num_steps: int):
+    """The gradient by hand, tuned: buffers reused, products fused, constants and the transpose outside the loop."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    with torch.no_grad():
+        w, z = kernel.clone(), torch.empty(len(y), kernel.shape[1])
+        step = (-problem.rate * x.T).contiguous()
+        minus, per_sample = -y, -y / len(y)
+        shrink = 1 - problem.rate * problem.decay
+        for _ in range(num_steps):
+            torch.mm(x, w, out=z).relu_()
+            r = torch.mv(z, readout).mul_(minus).sigmoid_().mul_(per_sample)
+            backward = torch.ops.aten.threshold_backward(torch.outer(r, readout), z, 0)
+            w.mul_(shrink).addmm_(step, backward)
+    return w
+
+
+def torch_vmap(problem: Problem, num_steps: int) -> np.ndarray:
+    """Final weights (S, d, m), all seeds at once under `torch.func.vmap`."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    x, y, w = (torch.from_numpy(a) for a in (problem.inputs, problem.signs, problem.kernel))
+    readout = torch.from_numpy(problem.readout)
+
+    def loss(w, x, y):
+        f = torch.relu(x @ w) @ readout
+        return torch.nn.functional.softplus(-y * f).mean() + problem.decay / 2 * (w**2).sum()
+
+    gradient = torch.func.vmap(torch.func.grad(loss))
+    for _ in range(num_steps):
+        w = w - problem.rate * gradient(w, x, y)
+    return w.numpy()
+
+
+@dataclass(frozen=True)
+class MatmulRate:
+    """Best rate in FLOP/s of the two products of a step, X W and X' Z, over batch sizes and two ways of timing."""
+
+    flops: float
+    batch: int
+    how: str
+
+
+def matmul_rate(
+    num_samples: int, input_dim: int, width: int, *, batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64), repeats: int
+) -> MatmulRate:
+    """Measure what batched products of the sweep's shapes reach in JAX with nothing else to do.
+
+    Counted as 2 N d m a product. "calls": each product alone, from Python, arguments in cache. "loop": both products in
+    turns in one compiled loop, where the call costs nothing but the second product waits for the first.
+    """
+    best = MatmulRate(0.0, 0, "")
+    for batch in batches:
+        work = 2.0 * batch * num_samples * input_dim * width
+        x = jnp.full((batch, num_samples, input_dim), 0.01, dtype=jnp.float32)
+        w = jnp.full((batch, input_dim, width), 0.01, dtype=jnp.float32)
+        seconds = _matmul_calls(x, w, 10 * repeats)
+        best = max(best, MatmulRate(2 * work / seconds, batch, "calls"), key=lambda rate: rate.flops)
+        seconds = _matmul_loop(x, w, int(min(1000, max(1, 1e9 / work))), repeats)
+        best = max(best, MatmulRate(2 * work / seconds, batch, "loop"), key=lambda rate: rate.flops)
+    return best
+
+
+def _forward(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum("bnd,bdm->bnm", x, w)
+
+
+def _backward(x: jax.Array, z: jax.Array) -> jax.Array:
+    return jnp.einsum("bnd,bnm->bdm", x, z)
+
+
+def _matmul_calls(x: jax.Array, w: jax.Array, repeats: int) -> float:
+    forward, backward = jax.jit(_forward), jax.jit(_backward)
+    z = jax.block_until_ready(forward(x, w))
+    times = _timing.time_call(lambda: forward(x, w), repeats=repeats)
+    return times.best + _timing.time_call(lambda: backward(x, z), repeats=repeats).best
+
+
+def _matmul_loop(x: jax.Array, w: jax.Array, num_steps: int, repeats: int) -> float:
+    @jax.jit
+    def run(x, w):
+        return lax.fori_loop(0, num_steps, lambda _, w: 1e-3 * _backward(x, _forward(x, w)), w)
+
+    return _timing.time_call(lambda: run(x, w), repeats=repeats).best / num_steps
