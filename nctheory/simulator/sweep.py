@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from nctheory import _checks
 from nctheory.simulator._parts import PartStore
 
-# Working set of a chunk that keeps the CPU's second-level cache warm, and the share of an accelerator's memory to use.
-CPU_WORKING_SET_BYTES = 2 << 20
+# Working set of a chunk on a CPU and the share of an accelerator's memory to use. Half of a usual second-level cache:
+# beyond it XLA splits every elementwise operation between threads, which cost more than they gained where measured.
+CPU_WORKING_SET_BYTES = 1 << 20
 ACCELERATOR_MEMORY_SHARE = 0.5
 # Two XLA programs with nested loops that run at once on a CPU can wait for each other's threads for ever (JAX 0.10.2),
 # so sweeps in different threads take turns; their compilations overlap.
@@ -348,14 +349,15 @@ def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
 
 
 def _auto_chunk_size(program: _Program, num_devices: int) -> int:
-    """Largest power of two whose working set fits."""
+    """Largest power of two whose working set fits; on a CPU at least 2, as one alone ran a third slower."""
     row_bytes = max(_largest_intermediates(program.jaxpr.jaxpr, count=4), 1)
     if jax.default_backend() == "cpu":
         budget = CPU_WORKING_SET_BYTES
     else:
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)) * num_devices
-    return 1 << max(int(budget // row_bytes).bit_length() - 1, 0)
+    smallest = 2 if jax.default_backend() == "cpu" else 1
+    return max(smallest, 1 << max(int(budget // row_bytes).bit_length() - 1, 0))
 
 
 def _largest_intermediates(jaxpr, count: int) -> int:
