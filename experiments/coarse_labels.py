@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "coarse_labels"
 ENDS = ("initial", "final")
+# Beyond the streams that training derives from a key.
+REPLICA_STREAM = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +259,14 @@ def _first(key, stream):
 
 def plan_sweeps(config: Config, data: "CoarseData") -> dict[str, list[Any]]:
     """The coarse arms with a replica of "plain" on other streams, and the ordinary network."""
+    num_images, num_fine = len(data.fine[0]), len(data.class_names)
+    if config.num_coarse >= num_fine:
+        raise ValueError(f"Argument `num_coarse` must be below the {num_fine} classes, but is {config.num_coarse}.")
+    if config.batch_size > num_images:
+        raise ValueError(f"Argument `batch_size` must be at most {num_images} images, but is {config.batch_size}.")
     coarse = [(train_config(config, data, arm), 0) for arm in ARMS]
     return {
-        "coarse": [*coarse, (train_config(config, data, "plain"), 1)],
+        "coarse": [*coarse, (train_config(config, data, "plain"), REPLICA_STREAM)],
         "ordinary": [(train_config(config, data, "plain", num_labels=len(data.class_names)), 0)],
     }
 
@@ -358,7 +365,10 @@ def run(config: Config) -> int:
     path = config.run_path(EXPERIMENT, f"{config.dataset}-{config.labels}-{config.network}")
     if config.plot_only:
         folder = RunFolder.load(path, experiment=EXPERIMENT)
-        return finish(folder, folder.read_history())  # pyright: ignore[reportArgumentType]
+        try:
+            return finish(folder, folder.read_history())  # pyright: ignore[reportArgumentType]
+        except KeyError as error:
+            raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
     from nctheory import vision
 
     if config.dataset not in vision.dataset_names():
@@ -371,7 +381,7 @@ def run(config: Config) -> int:
     data = data.head(500, 200) if config.smoke else data
     # Built before the folder is: a bad number must not leave a folder behind.
     plans = plan_sweeps(sized, data)
-    with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
+    with RunFolder.create(path, sized, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
 
         sweeps = run_sweeps(sized, plans, folder.parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nctheory._cli import RunOptions, compile_in_a_hurry, run_main
-from nctheory.runs import RunFolder
+from nctheory.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,7 +106,11 @@ def run(config: Config) -> int:
         compile_in_a_hurry()
     if config.plot_only:
         folder = RunFolder.load(path, experiment=EXPERIMENT)
-        return report(folder, folder.read_tree())
+        try:
+            code = report(folder, folder.read_tree())
+        except KeyError as error:
+            raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
+        return 0 if folder.config["smoke"] else code
     with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
         code = report(folder, measure(config, folder))
     # A smoke run is too small for the claims; it only shows that everything works.

@@ -41,6 +41,8 @@ class RunOptions:
         if self.num_seeds is not None:
             check_integer("num_seeds", self.num_seeds, minimum=2)
         check_integer("seed", self.seed, minimum=0)
+        if self.seed + (self.num_seeds or 1024) > 2**32:
+            raise ValueError(f"Argument `seed` must leave room for all seeds below 2**32, but is {self.seed}.")
         if self.resume and self.plot_only:
             raise ValueError("Argument `plot_only` must be off when `resume` is on, but both are on.")
 

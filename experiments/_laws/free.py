@@ -48,7 +48,8 @@ def measure(bench: Bench) -> xr.Dataset:
         per_class = SAMPLES * MIXTURE.num_clusters // MIXTURE.num_labels
         decays = {"weight_decay": DECAY, "feature_decay": DECAY}
         minimum = theory.free_features_minimizer(MIXTURE.num_labels, per_class, loss="cross_entropy", **decays)
-        wrong = theory.free_features_minimizer(MIXTURE.num_labels, per_class, loss="mse", **decays)
+        more = {name: 1.01 * decay for name, decay in decays.items()}
+        wrong = theory.free_features_minimizer(MIXTURE.num_labels, per_class, loss="cross_entropy", **more)
     dims = ("seed", "step")
     unit = {"units": "dimensionless"}
     return xr.Dataset(
@@ -56,7 +57,7 @@ def measure(bench: Bench) -> xr.Dataset:
             "ratio": (dims, result.history.train.fine.ratio[0], {**unit, "definition": "q"}),
             "objective": (dims, result.history.objective[0], {**unit, "definition": "training objective"}),
             "minimum": ((), float(minimum.loss_value), {**unit, "definition": "predicted global minimum"}),
-            "mse_minimum": ((), float(wrong.loss_value), {**unit, "definition": "global minimum for MSE"}),
+            "wrong_minimum": ((), float(wrong.loss_value), {**unit, "definition": "global minimum for 1 % more decay"}),
         },
         coords={"seed": bench.seeds, "step": config.record_steps},
     )
@@ -77,5 +78,5 @@ def judge(tree: xr.DataTree) -> list[Claim]:
             "relu", "features bound to inputs by a ReLU layer", range_interval(relu.ratio_by_noise.isel(noise=0).values)
         ),
         loss.judge(range_interval(excess(data.minimum))),
-        loss.control("mse", "the minimum of the MSE objective", range_interval(excess(data.mse_minimum))),
+        loss.control("1-percent", "the minimum for 1 % more decay", range_interval(excess(data.wrong_minimum))),
     ]

@@ -62,7 +62,8 @@ def check_inputs(features: Any, labels: Any, *, num_classes: int) -> None:
     if np.shape(features)[1] == 0:
         raise ValueError(f"Argument `features` must have at least 1 column, but has shape {np.shape(features)}.")
     _checks.labels("labels", labels, num_classes=num_classes, length=np.shape(features)[0])
-    _checks.finite("features", features)
+    # As it will be measured: a float64 number may be infinite in float32.
+    _checks.finite("features", jnp.asarray(features) if _checks.is_concrete(features) else features)
 
 
 def as_labels(labels: Any, num_classes: int) -> Integer[Array, " N"]:

@@ -59,7 +59,7 @@ class MixtureData:
 
     def _checked(self, sizes: int | Sequence[int]) -> int | tuple[int, ...]:
         checked = cluster_sizes(sizes, self.mixture.num_clusters)
-        return checked if isinstance(sizes, Sequence) else checked[0]
+        return checked if isinstance(sizes, Sequence | np.ndarray) else checked[0]
 
     @property
     def num_labels(self) -> int:
@@ -91,7 +91,8 @@ class FixedData:
         num_fine: number of original classes.
 
     Raises:
-        ValueError: on non-finite inputs, unequal input dimensions, or labels outside their range.
+        ValueError: on non-finite inputs, unequal input dimensions, labels outside their range, or training samples in
+            which a label or an original class is missing or an original class has two labels.
     """
 
     train: Samples
@@ -104,11 +105,20 @@ class FixedData:
             samples = getattr(self, name)
             if not isinstance(samples, Samples) or not _checks.is_concrete(samples.inputs):
                 return
-            num_samples = np.shape(samples.inputs)[0]
+            _checks.shape(f"{name}.inputs", samples.inputs, ("N", "d"))
             _checks.shape(f"{name}.inputs", samples.inputs, ("N", np.shape(self.train.inputs)[1]))
+            num_samples = np.shape(samples.inputs)[0]
             _checks.finite(f"{name}.inputs", samples.inputs)
             _checks.labels(f"{name}.labels", samples.labels, num_classes=self.num_labels, length=num_samples)
             _checks.labels(f"{name}.fine_labels", samples.fine_labels, num_classes=self.num_fine, length=num_samples)
+        _checks.no_empty_class("train.labels", self.train.labels, num_classes=self.num_labels)
+        _checks.no_empty_class("train.fine_labels", self.train.fine_labels, num_classes=self.num_fine)
+        pairs = np.unique(np.stack([np.asarray(self.train.fine_labels), np.asarray(self.train.labels)]), axis=1)
+        if pairs.shape[1] > self.num_fine:
+            torn = np.flatnonzero(np.bincount(pairs[0]) > 1).tolist()
+            raise ValueError(
+                f"Argument `train.fine_labels` must refine `train.labels`, but classes {torn} have several."
+            )
 
     def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
         """Return the two sets unchanged, inputs in the default float dtype; `key` is not used."""

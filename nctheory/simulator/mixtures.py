@@ -52,6 +52,8 @@ class GaussianMixture:
         if not labels:
             raise ValueError("Argument `coarse_labels` must label at least one cluster, but is ().")
         object.__setattr__(self, "coarse_labels", labels)
+        if isinstance(self.means, list | tuple):
+            object.__setattr__(self, "means", np.asarray(self.means, dtype=np.float64))
         if not _checks.is_concrete(self.means):
             return
         num_clusters = len(self.coarse_labels)

@@ -5,7 +5,7 @@ a leaf, so that a sweep over initial scales compiles once. Every module has `fea
 `__call__(x)`, the outputs. Weights follow Flax's (inputs, outputs) layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -201,6 +201,8 @@ class MLPSpec:
     init_scale: float | Float[Array, ""] = 1.0
 
     def __post_init__(self):
+        if not isinstance(self.widths, Sequence):
+            raise ValueError(f"Argument `widths` must be a sequence of layer widths, but is {self.widths!r}.")
         object.__setattr__(self, "widths", tuple(_checks.integer("widths", w, minimum=1) for w in self.widths))
         if not self.widths:
             raise ValueError("Argument `widths` must name at least one hidden layer, but is ().")

@@ -90,7 +90,7 @@ def grid(config: Any, **axes: Sequence[Any]) -> Grid:
     """
     configs, conditions = [], []
     for name, values in axes.items():
-        if not len(values):
+        if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or not len(values):
             raise ValueError(f"Argument `{name}` must list at least one value, but is {values!r}.")
     for values in product(*axes.values()):
         changed = config
@@ -115,8 +115,8 @@ def sweep(
     """Run `train(config, key(seed))` for every condition and seed.
 
     All rows share one compiled function: numbers may differ between conditions, static fields and shapes may not.
-    Row results do not depend on their neighbours, so seed 3 of a sweep equals a lone run of seed 3 (to rounding when
-    the chunk size differs, bitwise when it does not).
+    Row results do not depend on their neighbours, so seed 3 of a sweep equals a lone run of seed 3 to rounding, and
+    seed 3 of any other sweep with the same chunk size bitwise.
 
     Args:
         train: pure function of (config, key) that returns a pytree of arrays.
@@ -241,7 +241,7 @@ class _Program:
         return PartStore.fingerprint(
             # The traced program tells an edited `train` from the one that made the chunks; addresses mean nothing.
             structure=f"{self.name} {self.rows.treedef} {re.sub('0x[0-9a-f]+', '', str(self.jaxpr))}",
-            arrays=[*self.rows.shared, *self.rows.varying],
+            arrays=[*self.rows.shared, *self.rows.varying, *(np.asarray(const) for const in self.jaxpr.consts)],
             seeds=self.rows.seeds,
             backend=f"{jax.default_backend()}, jax {jax.__version__}, nctheory {version('nctheory')}",
         )

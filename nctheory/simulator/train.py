@@ -24,6 +24,11 @@ SCHEDULES = ("constant", "cosine")
 DATA_STREAM, MODEL_STREAM, BATCH_STREAM = 0, 1, 2
 
 
+def _lacks(value: Any, method: str) -> bool:
+    """Whether a user's value lacks a method; the bare placeholders that JAX puts into pytrees do not count."""
+    return type(value) is not object and not hasattr(value, method)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainConfig:
@@ -65,6 +70,9 @@ class TrainConfig:
     keep_params: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self):
+        for name, value, need in (("data", self.data, "draw"), ("model", self.model, "build")):
+            if isinstance(value, str) or (value is None) or _lacks(value, need):
+                raise ValueError(f"Argument `{name}` must have a method `{need}`, but is {value!r}.")
         _checks.choice("loss", self.loss, LOSSES)
         _checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         _checks.choice("schedule", self.schedule, SCHEDULES)
