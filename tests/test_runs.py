@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -384,7 +385,7 @@ def test_manifest(tmp_path):
     assert manifest["note"] is None
     assert manifest["written"].endswith("+00:00")
     assert manifest["started"]["time"] <= manifest["written"]
-    assert "pytest" in manifest["command"]
+    assert shlex.split(manifest["command"])[1:] == sys.argv
     assert {"commit", "dirty"} <= manifest.keys()
 
 
@@ -487,7 +488,7 @@ def test_main_runs_with_the_parsed_record():
     ("arguments", "message"),
     [
         (["--width", "0"], "error: Argument `width` must be >= 1, but is 0.\n"),
-        (["--num-seeds", "0"], "error: Argument `num_seeds` must be an integer >= 1, but is 0.\n"),
+        (["--num-seeds", "0"], "error: Argument `num_seeds` must be an integer >= 2, but is 0.\n"),
         (["--seed", "-1"], "error: Argument `seed` must be an integer >= 0, but is -1.\n"),
         (
             ["--resume", "--plot-only"],
