@@ -19,7 +19,7 @@ from benchmarks import _timing
 
 @dataclass(frozen=True)
 class Problem:
-    """Samples and initial weights of S seeds, float32, and the constants of the update."""
+    """Samples and initial weights of S seeds, all of one dtype, and the constants of the update."""
 
     inputs: np.ndarray  # (S, N, d)
     signs: np.ndarray  # (S, N)
@@ -32,9 +32,10 @@ class Problem:
 def numpy_loop(problem: Problem, num_steps: int) -> np.ndarray:
     """Final weights (S, d, m), seed after seed."""
     final = []
-    shrink, rate = np.float32(1 - problem.rate * problem.decay), np.float32(problem.rate)
+    number = problem.kernel.dtype.type
+    shrink, rate = number(1 - problem.rate * problem.decay), number(problem.rate)
     for x, y, w in zip(problem.inputs, problem.signs, problem.kernel, strict=True):
-        per_sample = -y / np.float32(len(y))
+        per_sample = -y / number(len(y))
         for _ in range(num_steps):
             z = x @ w
             f = np.maximum(z, 0) @ problem.readout
@@ -87,7 +88,7 @@ def torch_in_place(x, y, kernel, readout, problem: Problem, num_steps: int):
     import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
-        w, z = kernel.clone(), torch.empty(len(y), kernel.shape[1])
+        w, z = kernel.clone(), torch.empty(len(y), kernel.shape[1], dtype=kernel.dtype)
         step = (-problem.rate * x.T).contiguous()
         minus, per_sample = -y, -y / len(y)
         shrink = 1 - problem.rate * problem.decay
