@@ -106,7 +106,8 @@ def test_every_claim_has_a_control_and_the_table_shows_all(synthetic_smoke):
     printed = synthetic_smoke.with_suffix(".txt").read_text()
     assert f"{len(ledger.claims)} records" in printed
     for claim in claims:
-        assert claim.id[:20] in printed
+        # Long ids are shortened in the table.
+        assert claim.id[:15] in printed
 
 
 def test_figures_are_drawn(synthetic_smoke):
@@ -121,9 +122,8 @@ def test_plot_only_needs_the_history_alone_and_reproduces_the_claims(synthetic_s
     shutil.copytree(synthetic_smoke, copy, ignore=shutil.ignore_patterns("parts", "figures", "claims.json", ".lock"))
     history = (copy / "history.nc").read_bytes()
     result = run_script("experiments/synthetic.py", "--plot-only", "--out", copy)
-    # Without --smoke the exit code is that of the ledger.
-    ledger = Ledger.read(copy / "claims.json")
-    assert result.returncode == ledger.exit_code(), result.stderr
+    # The smallest run is too small for some claims, and redrawing it must not fail over them either.
+    assert result.returncode == 0, result.stderr
     assert (copy / "claims.json").read_bytes() == (synthetic_smoke / "claims.json").read_bytes()
     assert {path.name for path in (copy / "figures").iterdir()} == {"synthetic_laws.png", "synthetic_laws.pdf"}
     assert (copy / "history.nc").read_bytes() == history
