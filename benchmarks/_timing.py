@@ -80,18 +80,22 @@ def describe_machine() -> str:
     )
 
 
-def store(path: Path, result: dict[str, Any]) -> None:
-    """Write a result with the versions, the machine, its load and the commit it was measured on."""
+def provenance() -> dict[str, Any]:
+    """Commit, versions, machine and load now; taken before a measurement, as the checkout may change during it."""
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = None
-    record = {
+    return {
         "machine": describe_machine(),
-        "load": os.getloadavg(),
+        "load_before": os.getloadavg(),
         "versions": {**_provenance.package_versions(), "torch": torch},
         "source": _provenance.source_state(),
-        **result,
     }
+
+
+def store(path: Path, before: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write a result with the `provenance` taken before it and the load after it."""
+    record = {**before, "load_after": os.getloadavg(), **result}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ the features. The NumPy version computes nc1, trace ratio, nc2 and cdnv, the ful
 
 import gc
 import multiprocessing
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -133,16 +132,17 @@ def show(row: dict[str, Any]) -> None:
 
 def main(config: Config) -> None:
     """Print the table, store the result."""
-    print(_timing.describe_machine())
+    before = _timing.provenance()
+    print(before["machine"])
     print(f"{config.num_samples} x {config.feature_dim} float32; seconds; memory: peak above the features")
     print(f"{'K':>6} {'what':<34} {'first call':>10} {'best':>8} {'median':>8} {'MB':>7}")
-    before, rows = os.getloadavg()[0], []
+    rows = []
     for k in config.num_classes:
         rows.append(measure(config, k))
         show(rows[-1])
     if config.out is not None:
         size = {"num_samples": config.num_samples, "feature_dim": config.feature_dim}
-        _timing.store(config.out, {**size, "load_before": before, "rows": rows})
+        _timing.store(config.out, before, {**size, "rows": rows})
 
 
 if __name__ == "__main__":

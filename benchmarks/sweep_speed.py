@@ -231,15 +231,15 @@ def pin_threads(threads: int) -> None:
 def main(config: Config) -> None:
     """Measure every size, print, store."""
     pin_threads(config.threads)
-    print(_timing.describe_machine())
+    before = _timing.provenance()
+    print(before["machine"])
     print(f"threads: {config.threads}; float32; seed-steps/s, best and median of {config.repeats}", flush=True)
-    before = os.getloadavg()[0]
     rows = []
     for size in SIZES:
         rows.append(measure(size, config))
         show(rows[-1])
     if config.out is not None:
-        _timing.store(config.out, {"threads": config.threads, "load_before": before, "sizes": rows})
+        _timing.store(config.out, before, {"threads": config.threads, "sizes": rows})
 
 
 if __name__ == "__main__":

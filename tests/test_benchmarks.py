@@ -46,7 +46,7 @@ def test_rates_ratios_and_shares_are_consistent(tmp_path, capsys):
     assert row["share_of_matmul"] == pytest.approx(row["gflops"] / row["matmul_gflops"])
     chunks = row["chunks"]["seed_steps_per_s"]
     assert row["chunks"]["auto_over_best"] == pytest.approx(chunks["auto"] / chunks["2"])
-    _timing.store(tmp_path / "results" / "x.json", {"sizes": [row]})
+    _timing.store(tmp_path / "results" / "x.json", _timing.provenance(), {"sizes": [row]})
     stored = json.loads((tmp_path / "results" / "x.json").read_text())
     assert stored["sizes"][0]["gflops"] == row["gflops"]
     assert stored["versions"]["jax"] == jax.__version__
