@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from _coarse.claims import ARMS, controls_table, judge
+from _coarse.store import cached
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
-from nctheory.runs import RunFolder, RunFolderError, atomic_write
+from nctheory.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
     from nctheory.vision import CoarseData
@@ -125,28 +125,6 @@ def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: in
         num_records=config.num_records,
         keep_params=True,
     )
-
-
-def cached(path: Path, compute: "Callable[[], dict[str, np.ndarray]]") -> "dict[str, np.ndarray]":
-    """Read the arrays of a finished unit of work, or compute and keep them."""
-    import zipfile
-
-    import numpy as np
-
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RunFolderError(f"{path} is corrupted ({error}); delete it to compute it again.") from error
-    arrays = compute()
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    atomic_write(path, write)
-    return arrays
 
 
 def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: Path) -> dict[str, dict[str, Any]]:

@@ -125,3 +125,18 @@ def test_free_features_refuse_samples_that_are_not_theirs(key, num_samples, fres
 def test_empty_and_fractional_labellings_are_refused(build_it, message):
     with pytest.raises(ValueError, match=message):
         build_it()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_records", "expected"),
+    [(60, 2, [0, 60]), (1, 2, [0, 1]), (100, 4, [0, 1, 10, 100]), (3, 9, [0, 1, 2, 3])],
+)
+def test_records_run_from_the_start_to_the_last_step(num_steps, num_records, expected):
+    config = simulator.TrainConfig(
+        data=simulator.MixtureData(MIXTURE, 2),
+        model=simulator.MLPSpec(widths=(4,)),
+        loss="mse",
+        num_steps=num_steps,
+        num_records=num_records,
+    )
+    assert config.record_steps.tolist() == expected
