@@ -33,7 +33,16 @@ def logistic(outputs: Float[AnyArray, " N"], signs: Num[AnyArray, " N"]) -> Floa
     """
     _check_signs("signs", signs, outputs)
     outputs = jnp.asarray(outputs)
-    return jnp.mean(jax.nn.softplus(-jnp.asarray(signs).astype(outputs.dtype) * outputs))
+    return jnp.mean(_softplus(-jnp.asarray(signs).astype(outputs.dtype) * outputs))
+
+
+@jax.custom_jvp
+def _softplus(x: Float[Array, " N"]) -> Float[Array, " N"]:
+    return jax.nn.softplus(x)
+
+
+# The derivative that JAX finds by itself computes the value once more.
+_softplus.defjvps(lambda tangent, value, x: tangent * jax.nn.sigmoid(x))
 
 
 def cross_entropy(logits: Float[AnyArray, "N K"], labels: Integer[AnyArray, " N"]) -> Float[Array, ""]:

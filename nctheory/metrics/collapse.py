@@ -217,9 +217,34 @@ def whitening(means: Float[Array, "K d"]) -> Float[Array, "d r"]:
     """
     num_classes, dim = means.shape
     rank = min(num_classes - 1, dim)
-    _, sigma, vt = jnp.linalg.svd(means, full_matrices=False)
+    sigma, vt = _right_singular_vectors(means)
     floor = float(jnp.finfo(means.dtype).eps) * max(num_classes, dim) * sigma[0]
     return jnp.where(sigma[rank - 1] > floor, vt[:rank].T / sigma[:rank][None, :], jnp.nan)
+
+
+@jax.custom_batching.custom_vmap
+def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
+    """Singular values and right singular vectors of a thin singular value decomposition."""
+    _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return sigma, vt
+
+
+@_right_singular_vectors.def_vmap
+def _(axis_size, in_batched, matrices):
+    """On a CPU one matrix after the other, elsewhere the whole batch at once.
+
+    On a CPU, JAX spreads a batch of LAPACK calls over the threads that also run programs and waits for them on one of
+    these threads, so two programs with such batches can wait for each other for ever (JAX 0.10.2). Calls on single
+    matrices use no other thread.
+    """
+
+    def batch(matrices):
+        return jnp.linalg.svd(matrices, full_matrices=False)[1:]
+
+    found = jax.lax.platform_dependent(
+        matrices, cpu=lambda matrices: jax.lax.map(_right_singular_vectors, matrices), default=batch
+    )
+    return tuple(found), (True, True)
 
 
 @jax.jit

@@ -6,6 +6,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -26,9 +28,10 @@ from nctheory.simulator._parts import PartStore
 # beyond it XLA splits every elementwise operation between threads, which cost more than they gained where measured.
 CPU_WORKING_SET_BYTES = 1 << 20
 ACCELERATOR_MEMORY_SHARE = 0.5
-# Two XLA programs with nested loops that run at once on a CPU can wait for each other's threads for ever (JAX 0.10.2),
-# so sweeps in different threads take turns; their compilations overlap.
-_ONE_PROGRAM_AT_A_TIME = threading.Lock()
+# On a CPU, a batch of LAPACK calls (and a Fourier transform) is spread over the threads that also run programs, and one
+# of these threads waits for it. Two programs with such batches can wait for each other for ever (JAX 0.10.2), so they
+# take turns, also between sweeps; programs without them run side by side.
+_ONE_WAITING_PROGRAM_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class SweepResult:
         seeds: the seeds of the second axis.
         finite: rows whose every number stayed finite as reported by `history.finite`, or by the arrays themselves when
             `train` reports none. Rows that are not finite keep their place and their NaN: never average them silently.
-        chunk_size: rows that ran in one compiled call.
+        chunk_size: rows that ran, and were stored, together.
+        num_workers: compiled calls, on equal shares of a chunk, that ran side by side.
         compile_seconds: wall time of tracing and compiling, once for the sweep; 0 when every chunk was read back.
         run_seconds: wall time of running, without compilation.
         num_resumed: rows read back from the checkpoint instead of being run.
@@ -52,6 +56,7 @@ class SweepResult:
     seeds: Int[np.ndarray, " S"]
     finite: Bool[np.ndarray, "C S"]
     chunk_size: int
+    num_workers: int
     compile_seconds: float
     run_seconds: float
     num_resumed: int
@@ -116,14 +121,16 @@ def sweep(
 
     All rows share one compiled function: numbers may differ between conditions, static fields and shapes may not.
     Row results do not depend on their neighbours, so seed 3 of a sweep equals a lone run of seed 3 to rounding, and
-    seed 3 of any other sweep with the same chunk size bitwise.
+    seed 3 of any other sweep with the same chunk size on the same machine bitwise. On a CPU every core that this
+    process may use takes an equal share of each chunk.
 
     Args:
         train: pure function of (config, key) that returns a pytree of arrays.
         configs: one configuration, a sequence of them, or a `Grid`.
         seeds: number of seeds (0..n-1) or the seeds themselves, each in 0..2**32-1, without repetitions.
-        chunk_size: rows in one compiled call. "auto" fits the working set into the CPU's cache or half of the
-            accelerator's memory, as estimated from the traced program.
+        chunk_size: rows that run, and are stored, together. "auto" fits every core's share into its cache, or the chunk
+            into half of the accelerator's memory, as estimated from the traced program. Of a given size, as many cores
+            take a share as divide it evenly.
         mesh: devices to shard the rows of a chunk over; the chunk size is rounded up to a multiple of their number.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
             read back instead of being run, with their chunk size; a folder of another sweep is refused.
@@ -145,11 +152,13 @@ def sweep(
     num_devices = 1 if mesh is None else mesh.size
     program = _Program.trace(train, rows)
     store = None if checkpoint is None else PartStore.open(Path(checkpoint), program.fingerprint())
-    if store is not None and store.chunk_size is not None and chunk_size == "auto":
+    if chunk_size != "auto":
+        chunk_size = min(chunk_size, rows.count)
+    elif store is not None and store.chunk_size is not None:
         chunk_size = store.chunk_size
-    if chunk_size == "auto":
-        chunk_size = _auto_chunk_size(program, num_devices)
-    chunk_size = -(-min(chunk_size, rows.count) // num_devices) * num_devices
+    else:
+        chunk_size = _auto_chunk_size(program, num_devices, 1 if mesh is not None else _num_cores())
+    chunk_size = -(-chunk_size // num_devices) * num_devices
     if store is not None:
         store.begin(chunk_size)
     runner = _Runner(program, chunk_size, mesh, store)
@@ -164,6 +173,7 @@ def sweep(
         seeds=seed_list,
         finite=_finite_rows(history, shape),
         chunk_size=chunk_size,
+        num_workers=runner.num_workers,
         compile_seconds=runner.compile_seconds,
         run_seconds=runner.run_seconds,
         num_resumed=runner.num_resumed,
@@ -262,6 +272,7 @@ class _Runner:
     def __init__(self, program: _Program, chunk_size: int, mesh: Mesh | None, store: PartStore | None):
         self.program, self.rows, self.chunk_size = program, program.rows, chunk_size
         self.mesh, self.store = mesh, store
+        self.num_workers = 1 if mesh is not None else _largest_divisor(chunk_size, at_most=_num_cores())
         self.compile_seconds = self.run_seconds = 0.0
         self.num_resumed = 0
 
@@ -286,19 +297,29 @@ class _Runner:
         return [parts[i] for i in range(len(starts))]
 
     def _run_missing(self, compiled, missing, starts, parts, bar) -> None:
-        for i in missing:
-            with _ONE_PROGRAM_AT_A_TIME:
-                part = jax.tree.map(np.asarray, compiled(*self._inputs(starts[i])))
-            if self.store is not None:
-                self.store.save(i, part)
-            parts[i] = part
-            bar.update(min(self.chunk_size, self.rows.count - starts[i]))
+        turn = _ONE_WAITING_PROGRAM_AT_A_TIME if _waits_for_threads(compiled) else nullcontext()
+        wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        share = self.chunk_size // self.num_workers
+
+        def run_share(start: int) -> Any:
+            # Which precision is on is a matter of the thread.
+            with turn, jax.enable_x64(wide):
+                return jax.tree.map(np.asarray, compiled(*self._inputs(start, share)))
+
+        with ThreadPoolExecutor(self.num_workers) as workers:
+            for i in missing:
+                shares = workers.map(run_share, range(starts[i], starts[i] + self.chunk_size, share))
+                part = jax.tree.map(lambda *leaves: np.concatenate(leaves), *shares)
+                if self.store is not None:
+                    self.store.save(i, part)
+                parts[i] = part
+                bar.update(min(self.chunk_size, self.rows.count - starts[i]))
 
     def _chunk_of(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.chunk_size, *leaf.shape), leaf.dtype)
 
-    def _inputs(self, start: int):
-        seeds, varying = self.rows.batch(start, self.chunk_size)
+    def _inputs(self, start: int, size: int):
+        seeds, varying = self.rows.batch(start, size)
         batched, shared = (seeds, varying), self.rows.shared
         if self.mesh is not None:
             batched = jax.device_put(batched, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
@@ -307,9 +328,39 @@ class _Runner:
 
     def _compile(self):
         began = time.perf_counter()
-        compiled = jax.jit(self.program.batched()).lower(*self._inputs(0)).compile()
+        inputs = self._inputs(0, self.chunk_size // self.num_workers)
+        compiled = jax.jit(self.program.batched()).lower(*inputs).compile()
         self.compile_seconds = self.program.trace_seconds + time.perf_counter() - began
         return compiled
+
+
+def _num_cores() -> int:
+    """Cores on which compiled calls can run side by side; an accelerator runs one call at a time."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _largest_divisor(number: int, *, at_most: int) -> int:
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
+
+
+def _waits_for_threads(compiled: Any) -> bool:
+    """Whether a CPU program holds an operation that waits for the thread pool from within it.
+
+    These are LAPACK calls on batches and Fourier transforms; of calls that are not known here it is assumed.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    for line in compiled.as_text().splitlines():
+        if " fft(" in line:
+            return True
+        if " custom-call(" in line:
+            results = line.split(" custom-call(")[0]
+            is_batch = re.search(r"\[\d+,\d+,\d", results) is not None
+            if is_batch or 'custom_call_target="lapack_' not in line:
+                return True
+    return False
 
 
 def _canonical(leaf: Any) -> np.ndarray:
@@ -348,8 +399,8 @@ def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
     return np.asarray(values, dtype=np.uint32)
 
 
-def _auto_chunk_size(program: _Program, num_devices: int) -> int:
-    """Largest power of two whose working set fits; on a CPU at least 2, as one alone ran a third slower."""
+def _auto_chunk_size(program: _Program, num_devices: int, num_workers: int) -> int:
+    """Largest power of two whose working set fits, for every worker; on a CPU at least 2, as one alone ran slower."""
     row_bytes = max(_largest_intermediates(program.jaxpr.jaxpr, count=4), 1)
     if jax.default_backend() == "cpu":
         budget = CPU_WORKING_SET_BYTES
@@ -357,7 +408,9 @@ def _auto_chunk_size(program: _Program, num_devices: int) -> int:
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)) * num_devices
     smallest = 2 if jax.default_backend() == "cpu" else 1
-    return max(smallest, 1 << max(int(budget // row_bytes).bit_length() - 1, 0))
+    share = max(smallest, 1 << max(int(budget // row_bytes).bit_length() - 1, 0))
+    # Few rows are split evenly, too.
+    return min(share, -(-program.rows.count // num_workers)) * num_workers
 
 
 def _largest_intermediates(jaxpr, count: int) -> int:
