@@ -18,6 +18,7 @@ from _coarse.claims import ARMS, controls_table, judge
 from _coarse.store import cached
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
+from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ class Config(RunOptions):
         for name, minimum in (("num_coarse", 2), ("merge_seed", 0), ("num_tsne_seeds", 0), ("tsne_iterations", 3)):
             check_integer(name, getattr(self, name), minimum=minimum)
         if self.network not in NETWORKS:
-            raise ValueError(f"Argument `network` must be one of {sorted(NETWORKS)}, but is {self.network!r}.")
+            raise ArgumentError(f"Argument `network` must be one of {sorted(NETWORKS)}, but is {self.network!r}.")
         if not self.weight_decay > 0:
-            raise ValueError(f"Argument `weight_decay` must be > 0, but is {self.weight_decay}.")
+            raise ArgumentError(f"Argument `weight_decay` must be > 0, but is {self.weight_decay}.")
 
     @property
     def sized(self) -> "Config":
@@ -239,9 +240,9 @@ def plan_sweeps(config: Config, data: "CoarseData") -> dict[str, list[Any]]:
     """The coarse arms with a replica of "plain" on other streams, and the ordinary network."""
     num_images, num_fine = len(data.fine[0]), len(data.class_names)
     if config.num_coarse >= num_fine:
-        raise ValueError(f"Argument `num_coarse` must be below the {num_fine} classes, but is {config.num_coarse}.")
+        raise ArgumentError(f"Argument `num_coarse` must be below the {num_fine} classes, but is {config.num_coarse}.")
     if config.batch_size > num_images:
-        raise ValueError(f"Argument `batch_size` must be at most {num_images} images, but is {config.batch_size}.")
+        raise ArgumentError(f"Argument `batch_size` must be at most {num_images} images, but is {config.batch_size}.")
     coarse = [(train_config(config, data, arm), 0) for arm in ARMS]
     return {
         "coarse": [*coarse, (train_config(config, data, "plain"), REPLICA_STREAM)],
@@ -351,7 +352,7 @@ def run(config: Config) -> int:
 
     if config.dataset not in vision.dataset_names():
         known = list(vision.dataset_names())
-        raise ValueError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
+        raise ArgumentError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
     if config.smoke:
         compile_in_a_hurry()
     sized = config.sized

@@ -6,6 +6,8 @@ Submodules load on first use, so that `import nctheory` and every `--help` stay 
 import importlib
 from typing import TYPE_CHECKING
 
+from nctheory._errors import ArgumentError as ArgumentError
+
 if TYPE_CHECKING:
     from nctheory import claims as claims
     from nctheory import frames as frames
@@ -18,7 +20,18 @@ if TYPE_CHECKING:
     from nctheory import vision as vision
 
 __version__ = "0.1.0"
-__all__ = ["claims", "frames", "metrics", "objectives", "plotting", "runs", "simulator", "theory", "vision"]
+__all__ = [
+    "ArgumentError",
+    "claims",
+    "frames",
+    "metrics",
+    "objectives",
+    "plotting",
+    "runs",
+    "simulator",
+    "theory",
+    "vision",
+]
 
 
 def __getattr__(name: str):

@@ -13,6 +13,8 @@ import jax
 import jax.core
 import numpy as np
 
+from nctheory._errors import ArgumentError
+
 
 def is_concrete(value: Any) -> bool:
     """Whether the numbers inside `value` can be read now (not a tracer, not a pytree placeholder)."""
@@ -32,7 +34,7 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     requirement = "be an integer" + (f" >= {minimum}" if minimum is not None else "")
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
     if not is_integer or (minimum is not None and value < minimum):
-        raise ValueError(f"Argument `{name}` must {requirement}, but is {_describe(value)}.")
+        raise ArgumentError(f"Argument `{name}` must {requirement}, but is {_describe(value)}.")
     return int(value)
 
 
@@ -59,7 +61,7 @@ def real(
             raise TypeError
         array = array.astype(np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"Argument `{name}` must be a real number, but is {_describe(value)}.") from None
+        raise ArgumentError(f"Argument `{name}` must be a real number, but is {_describe(value)}.") from None
     good = np.isfinite(array)
     if minimum is not None:
         good &= (array > minimum) if exclusive_minimum else (array >= minimum)
@@ -68,13 +70,13 @@ def real(
     if not good.all():
         offender = array[~good].flat[0]
         shown = f"{offender:g}" if array.ndim == 0 else f"{offender:g} in one of its {array.size} entries"
-        raise ValueError(f"Argument `{name}` must {' and '.join(parts)}, but is {shown}.")
+        raise ArgumentError(f"Argument `{name}` must {' and '.join(parts)}, but is {shown}.")
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> None:
     """Check that a named option exists."""
     if value not in options:
-        raise ValueError(f"Argument `{name}` must be one of {sorted(options)}, but is {value!r}.")
+        raise ArgumentError(f"Argument `{name}` must be one of {sorted(options)}, but is {value!r}.")
 
 
 def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
@@ -85,7 +87,7 @@ def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
     )
     if not fits:
         wanted = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
-        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {actual}.")
+        raise ArgumentError(f"Argument `{name}` must have shape {wanted}, but has shape {actual}.")
 
 
 def finite(name: str, value: Any) -> None:
@@ -94,7 +96,7 @@ def finite(name: str, value: Any) -> None:
         return
     bad = int(np.size(value) - np.isfinite(np.asarray(value)).sum())
     if bad:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `{name}` must be finite, but has {bad} NaN or infinite of {np.size(value)} entries."
         )
 
@@ -119,14 +121,14 @@ def labels(name: str, value: Any, *, num_classes: int, length: int | None = None
         shape(name, value, ("N",))
     dtype = getattr(value, "dtype", np.asarray(value).dtype if is_concrete(value) else None)
     if dtype is None or not np.issubdtype(dtype, np.integer):
-        raise ValueError(f"Argument `{name}` must hold integers, but has dtype {dtype}.")
+        raise ArgumentError(f"Argument `{name}` must hold integers, but has dtype {dtype}.")
     if not is_concrete(value) or np.size(value) == 0:
         return
     # NumPy first: inside `jit`, an operation on a concrete JAX array yields a tracer.
     known = np.asarray(value)
     low, high = int(known.min()), int(known.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"Argument `{name}` must lie in 0..{num_classes - 1}, but spans {low}..{high}.")
+        raise ArgumentError(f"Argument `{name}` must lie in 0..{num_classes - 1}, but spans {low}..{high}.")
 
 
 def no_empty_class(name: str, value: Any, *, num_classes: int) -> None:
@@ -135,6 +137,6 @@ def no_empty_class(name: str, value: Any, *, num_classes: int) -> None:
         return
     missing = np.flatnonzero(np.bincount(np.asarray(value), minlength=num_classes) == 0)
     if missing.size:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `{name}` must contain every class 0..{num_classes - 1}, but has no sample of {missing.tolist()}."
         )

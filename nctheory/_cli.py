@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolderError, free_path, latest_path
 
 ConfigT = TypeVar("ConfigT")
@@ -42,9 +43,9 @@ class RunOptions:
             check_integer("num_seeds", self.num_seeds, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         if self.seed + (self.num_seeds or 1024) > 2**32:
-            raise ValueError(f"Argument `seed` must leave room for all seeds below 2**32, but is {self.seed}.")
+            raise ArgumentError(f"Argument `seed` must leave room for all seeds below 2**32, but is {self.seed}.")
         if self.resume and self.plot_only:
-            raise ValueError("Argument `plot_only` must be off when `resume` is on, but both are on.")
+            raise ArgumentError("Argument `plot_only` must be off when `resume` is on, but both are on.")
 
     def run_path(self, experiment: str, name: str = "default") -> Path:
         """The run folder: `out`, or a numbered one under results/EXPERIMENT that no earlier run occupies."""
@@ -62,7 +63,7 @@ def compile_in_a_hurry() -> None:
 def check_integer(name: str, value: Any, *, minimum: int) -> None:
     """As `_checks.integer`, without its import of JAX, which would slow `--help` down."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"Argument `{name}` must be an integer >= {minimum}, but is {value!r}.")
+        raise ArgumentError(f"Argument `{name}` must be an integer >= {minimum}, but is {value!r}.")
 
 
 def _without_checks(kind: type[Any]) -> type[Any]:
@@ -101,8 +102,8 @@ def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None) -> Config
 
 
 def _is_bad_argument(error: Exception) -> bool:
-    """Whether this is a message for the user (see `_checks`) and not a fault of the program."""
-    return isinstance(error, RunFolderError) or (isinstance(error, ValueError) and str(error).startswith("Argument `"))
+    """Whether this is a message for the user and not a fault of the program."""
+    return isinstance(error, ArgumentError | RunFolderError)
 
 
 def _report(error: Exception) -> None:

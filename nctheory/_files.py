@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nctheory._errors import ArgumentError
+
 TEMPORARY_PREFIX = ".tmp-"
 _counter = itertools.count()
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
@@ -86,7 +88,7 @@ def to_jsonable(value: Any, where: str = "obj") -> Any:
     listed = getattr(value, "tolist", complex)()  # complex stands for "no"
     if not isinstance(listed, complex):
         return to_jsonable(listed, where)
-    raise ValueError(f"Argument `{where}` must be representable in JSON, but is of type {type(value).__name__}.")
+    raise ArgumentError(f"Argument `{where}` must be representable in JSON, but is of type {type(value).__name__}.")
 
 
 def from_jsonable(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -162,7 +163,7 @@ def general_orthogonal_frame_distance(
 def _check_vectors(vectors: Float[AnyArray, "K d"], *, minimum: int) -> None:
     _checks.shape("vectors", vectors, ("K", "d"))
     if np.shape(vectors)[0] < minimum or np.shape(vectors)[1] == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `vectors` must have at least {minimum} rows and 1 column, but has shape {np.shape(vectors)}."
         )
     _checks.finite("vectors", vectors)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 
@@ -111,7 +112,9 @@ def l2_penalty(params: Any, weight_decay: float | Float[AnyArray, ""]) -> Float[
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"Argument `params` must hold floating-point leaves, but has one of dtype {leaf.dtype}.")
+            raise ArgumentError(
+                f"Argument `params` must hold floating-point leaves, but has one of dtype {leaf.dtype}."
+            )
     dtype = np.result_type(*(leaf.dtype for leaf in leaves)) if leaves else jnp.result_type(float)
     total = jnp.zeros((), dtype)
     for leaf in leaves:
@@ -148,7 +151,7 @@ def accuracy(outputs: Float[AnyArray, " N"] | Float[AnyArray, "N K"], labels: Nu
 
 def _check_some_samples(name: str, value: Any) -> None:
     if np.shape(value)[0] == 0:
-        raise ValueError(f"Argument `{name}` must hold at least one sample, but has shape {np.shape(value)}.")
+        raise ArgumentError(f"Argument `{name}` must hold at least one sample, but has shape {np.shape(value)}.")
 
 
 def _check_signs(name: str, signs: Any, outputs: Any) -> None:
@@ -158,12 +161,12 @@ def _check_signs(name: str, signs: Any, outputs: Any) -> None:
     if _checks.is_concrete(signs):
         values = np.unique(np.asarray(signs)).astype(np.float64)
         if not np.isin(values, (-1.0, 1.0)).all():
-            raise ValueError(f"Argument `{name}` must hold only -1 and +1, but holds {values[:5].tolist()}.")
+            raise ArgumentError(f"Argument `{name}` must hold only -1 and +1, but holds {values[:5].tolist()}.")
 
 
 def _check_logits(name: str, logits: Any, labels: Any) -> None:
     _checks.shape(name, logits, ("N", "K"))
     _check_some_samples(name, logits)
     if np.shape(logits)[1] < 2:
-        raise ValueError(f"Argument `{name}` must have at least 2 columns, but has shape {np.shape(logits)}.")
+        raise ArgumentError(f"Argument `{name}` must have at least 2 columns, but has shape {np.shape(logits)}.")
     _checks.labels("labels", labels, num_classes=np.shape(logits)[1], length=np.shape(logits)[0])

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nctheory._errors import ArgumentError
 from nctheory._files import TEMPORARY_PREFIX, RunFolderError, atomic_write, from_jsonable, read_json, to_jsonable
 from nctheory._files import write_json as write_json
 
@@ -184,7 +185,7 @@ class RunFolder:
         path = Path(path)
         given = to_jsonable(config, "config")
         if not isinstance(given, dict):
-            raise ValueError(f"Argument `config` must be a mapping or a dataclass record, but is {type(config)}.")
+            raise ArgumentError(f"Argument `config` must be a mapping or a dataclass record, but is {type(config)}.")
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"Argument `out` must be a folder, but {path} is a file.")
         try:

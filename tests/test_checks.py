@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nctheory import _checks
+from nctheory import ArgumentError, _checks
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.int64(3)])
@@ -101,7 +101,7 @@ X = np.zeros((3, 2))
     ],
 )
 def test_refusals_word_by_word(call, message):
-    with pytest.raises(ValueError, match="Argument") as caught:
+    with pytest.raises(ArgumentError, match="Argument") as caught:
         call()
     assert str(caught.value) == message
 

@@ -5,13 +5,15 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nctheory._errors import ArgumentError
+
 Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 def _bound(owner: str, name: str, value: Any) -> float:
     """Return a criterion's bound as a float; it has to be a finite number."""
     if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(float(value)):
-        raise ValueError(f"Argument `{name}` of {owner} must be a finite number, but is {value!r}.")
+        raise ArgumentError(f"Argument `{name}` of {owner} must be a finite number, but is {value!r}.")
     return float(value)
 
 
@@ -88,7 +90,7 @@ class Within(Criterion):
         object.__setattr__(self, "low", _bound("Within", "low", self.low))
         object.__setattr__(self, "high", _bound("Within", "high", self.high))
         if self.low > self.high:
-            raise ValueError(f"Argument `high` of Within must be >= low = {self.low:g}, but is {self.high:g}.")
+            raise ArgumentError(f"Argument `high` of Within must be >= low = {self.low:g}, but is {self.high:g}.")
 
     @property
     def text(self) -> str:
@@ -116,7 +118,7 @@ class Covers(Criterion):
         object.__setattr__(self, "value", _bound("Covers", "value", self.value))
         object.__setattr__(self, "max_width", _bound("Covers", "max_width", self.max_width))
         if self.max_width <= 0:
-            raise ValueError(f"Argument `max_width` of Covers must be > 0, but is {self.max_width:g}.")
+            raise ArgumentError(f"Argument `max_width` of Covers must be > 0, but is {self.max_width:g}.")
 
     @property
     def text(self) -> str:
@@ -155,6 +157,6 @@ def parse_criterion(text: str) -> Criterion:
         found = re.fullmatch(pattern, text)
         if found:
             return kind(*map(float, found.groups()))
-    raise ValueError(
+    raise ArgumentError(
         f"Argument `criterion` must read '<= a', '>= a', 'in [a, b]' or 'covers a, width <= b', but is {text!r}."
     )

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nctheory._errors import ArgumentError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -35,9 +37,9 @@ class Interval:
         for name in ("measured", "low", "high"):
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.low > self.high:
-            raise ValueError(f"Argument `high` must be >= low = {self.low:g}, but is {self.high:g}.")
+            raise ArgumentError(f"Argument `high` must be >= low = {self.low:g}, but is {self.high:g}.")
         if not 0 <= self.num_nonfinite <= self.num_seeds:
-            raise ValueError(
+            raise ArgumentError(
                 f"Argument `num_nonfinite` must lie in 0..num_seeds = {self.num_seeds}, but is {self.num_nonfinite}."
             )
 
@@ -48,17 +50,17 @@ def _finite_part(name: str, samples: Iterable[Any]) -> tuple["np.ndarray", int]:
 
     array = np.asarray(samples if hasattr(samples, "__array__") else list(samples))
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"Argument `{name}` must hold one number a seed, but has shape {array.shape}.")
+        raise ArgumentError(f"Argument `{name}` must hold one number a seed, but has shape {array.shape}.")
     # "V" is how NumPy files bfloat16 and its kin.
     if array.dtype.kind not in "biufV":
-        raise ValueError(f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}.")
+        raise ArgumentError(f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}.")
     values = array.astype(np.float64)
     return values[np.isfinite(values)], int(array.size)
 
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"Argument `confidence` must lie strictly between 0 and 1, but is {confidence!r}.")
+        raise ArgumentError(f"Argument `confidence` must lie strictly between 0 and 1, but is {confidence!r}.")
 
 
 def mean_interval(samples: Iterable[Any], *, confidence: float = 0.95) -> Interval:
@@ -118,7 +120,7 @@ def range_interval(samples: Iterable[Any], *, which: str = "max") -> Interval:
     import numpy as np
 
     if which not in _CENTRES:
-        raise ValueError(f"Argument `which` must be one of {list(_CENTRES)}, but is {which!r}.")
+        raise ArgumentError(f"Argument `which` must be one of {list(_CENTRES)}, but is {which!r}.")
     values, num_seeds = _finite_part("samples", samples)
     count = values.size
     centre = float(getattr(np, which)(values)) if count else math.nan
@@ -150,7 +152,7 @@ def fraction_interval(successes: Iterable[Any], *, confidence: float = 0.95) -> 
 
     values, num_seeds = _finite_part("successes", successes)
     if not ((values == 0) | (values == 1)).all():
-        raise ValueError("Argument `successes` must hold True, False or NaN, but holds other numbers.")
+        raise ArgumentError("Argument `successes` must hold True, False or NaN, but holds other numbers.")
     count, happened = values.size, int(values.sum())
     low = high = math.nan
     if count >= 2:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nctheory._errors import ArgumentError
 from nctheory.claims.criteria import parse_criterion
 from nctheory.claims.records import Claim, Role
 from nctheory.claims.tables import markdown_table, shown_interval, text_table
@@ -54,18 +55,18 @@ class Ledger:
         known: dict[str, Claim] = {}
         for claim in self.claims:
             if claim.id in known:
-                raise ValueError(f"Argument `claims` must have unique ids, but has {claim.id!r} twice.")
+                raise ArgumentError(f"Argument `claims` must have unique ids, but has {claim.id!r} twice.")
             known[claim.id] = claim
         for control in self.claims:
             if control.role == "claim":
                 continue
             guarded = known.get(control.claim_id)
             if guarded is None or guarded.role != "claim":
-                raise ValueError(
+                raise ArgumentError(
                     f"Argument `claims` must hold the claim of every control, but has none for {control.id!r}."
                 )
             if guarded.criterion != control.criterion:
-                raise ValueError(
+                raise ArgumentError(
                     f"Argument `claims` must give a control its claim's criterion, but {control.id!r} has "
                     f"{control.criterion.text!r} instead of {guarded.criterion.text!r}."
                 )

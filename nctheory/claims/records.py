@@ -4,6 +4,7 @@ import math
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
+from nctheory._errors import ArgumentError
 from nctheory.claims.criteria import Criterion, Verdict
 from nctheory.claims.intervals import Interval
 
@@ -53,9 +54,11 @@ class Claim:
         for name in ("predicted", "measured", "low", "high"):
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.role not in ("claim", "control"):
-            raise ValueError(f"Argument `role` must be 'claim' or 'control', but is {self.role!r}.")
+            raise ArgumentError(f"Argument `role` must be 'claim' or 'control', but is {self.role!r}.")
         if (self.role == "control") != bool(self.claim_id):
-            raise ValueError(f"Argument `claim_id` must name a claim exactly for a control, but is {self.claim_id!r}.")
+            raise ArgumentError(
+                f"Argument `claim_id` must name a claim exactly for a control, but is {self.claim_id!r}."
+            )
 
     @property
     def verdict(self) -> Verdict:
@@ -112,9 +115,9 @@ class ClaimSpec:
 
     def __post_init__(self):
         if not self.id or self.id != self.id.strip():
-            raise ValueError(f"Argument `id` must be a non-empty name, but is {self.id!r}.")
+            raise ArgumentError(f"Argument `id` must be a non-empty name, but is {self.id!r}.")
         if not isinstance(self.criterion, Criterion):
-            raise ValueError(f"Argument `criterion` must be a Criterion, but is {self.criterion!r}.")
+            raise ArgumentError(f"Argument `criterion` must be a Criterion, but is {self.criterion!r}.")
         object.__setattr__(self, "predicted", float(self.predicted))
 
     def judge(self, interval: Interval) -> Claim:

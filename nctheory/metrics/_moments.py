@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Features are walked in blocks of about this many numbers: temporaries stay in the cache and out of the peak memory.
@@ -58,9 +59,9 @@ def check_inputs(features: Any, labels: Any, *, num_classes: int) -> None:
     _checks.shape("features", features, ("N", "d"))
     dtype = getattr(features, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"Argument `features` must hold real floating-point numbers, but has dtype {dtype}.")
+        raise ArgumentError(f"Argument `features` must hold real floating-point numbers, but has dtype {dtype}.")
     if np.shape(features)[1] == 0:
-        raise ValueError(f"Argument `features` must have at least 1 column, but has shape {np.shape(features)}.")
+        raise ArgumentError(f"Argument `features` must have at least 1 column, but has shape {np.shape(features)}.")
     _checks.labels("labels", labels, num_classes=num_classes, length=np.shape(features)[0])
     # As it will be measured: a float64 number may be infinite in float32.
     _checks.finite("features", jnp.asarray(features) if _checks.is_concrete(features) else features)

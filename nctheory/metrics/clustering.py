@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics.transfer import (
     _checked_labels,
@@ -61,7 +62,7 @@ def _fine_to_coarse(coarse: np.ndarray, fine: np.ndarray) -> dict[int, int]:
     pairs = np.unique(np.stack([fine, coarse], axis=1), axis=0)
     classes, counts = np.unique(pairs[:, 0], return_counts=True)
     if counts.max() > 1:
-        raise ValueError(
+        raise ArgumentError(
             "Argument `train_coarse` must give every fine class one coarse label, but fine classes "
             f"{classes[counts > 1].tolist()} have several."
         )
@@ -80,7 +81,7 @@ def _counts_per_label(clusters_per_label: int | Sequence[int] | None, coarse: np
         counts = np.array([_checks.integer("clusters_per_label", count, minimum=1) for count in clusters_per_label])
     if np.any(counts > sizes):
         worst = int(np.argmax(counts - sizes))
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `clusters_per_label` must not exceed the train samples of a label, but asks for {counts[worst]} "
             f"clusters among the {sizes[worst]} samples of label {worst}."
         )
@@ -108,7 +109,7 @@ def tsne_embedding(
     """
     _checks.shape("features", features, ("N", "d"))
     if len(features) < 4:
-        raise ValueError(f"Argument `features` must have at least 4 rows, but has {len(features)}.")
+        raise ArgumentError(f"Argument `features` must have at least 4 rows, but has {len(features)}.")
     points = _host("features", features)
     _checks.real("perplexity", perplexity, minimum=0.0, exclusive_minimum=True)
     early = _checks.integer("num_iterations", num_iterations, minimum=3) // 3

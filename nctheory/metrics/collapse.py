@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks, frames
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import HIGHEST, ClassMoments
@@ -100,7 +101,7 @@ def check_classifier(weight: Any, bias: Any, *, num_classes: int, dim: int) -> N
         _checks.finite("weight", weight)
     if bias is not None:
         if weight is None:
-            raise ValueError("Argument `weight` must be given with `bias`, but is None.")
+            raise ArgumentError("Argument `weight` must be given with `bias`, but is None.")
         _checks.shape("bias", bias, (num_classes,))
         _checks.finite("bias", bias)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
@@ -104,7 +105,7 @@ def _check_nested(labels: Any, fine_labels: Any) -> None:
     pairs = np.unique(np.stack([np.asarray(fine_labels), np.asarray(labels)]).astype(np.int64), axis=1)
     fine, times = np.unique(pairs[0], return_counts=True)
     if (times > 1).any():
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `fine_labels` must hold classes that lie within one label each, but classes "
             f"{fine[times > 1].tolist()} occur under several labels."
         )

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
@@ -64,7 +65,7 @@ class CollapseAccumulator:
         name = str(np.dtype(dtype))
         _checks.choice("dtype", name, ("float32", "float64"))
         if name == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ValueError("Argument `dtype` must be float32 unless JAX's x64 mode is on, but is float64.")
+            raise ArgumentError("Argument `dtype` must be float32 unless JAX's x64 mode is on, but is float64.")
         return cls(
             ClassMoments(
                 num_samples=jnp.zeros((), jnp.int32),
@@ -147,7 +148,9 @@ class CollapseAccumulator:
         counts = self.moments.counts
         if _checks.is_concrete(counts) and not np.all(np.asarray(counts) > 0):
             missing = np.unique(np.argwhere(np.asarray(counts) == 0)[:, -1]).tolist()
-            raise ValueError(f"Argument `labels` must have covered every class in the first pass, but not {missing}.")
+            raise ArgumentError(
+                f"Argument `labels` must have covered every class in the first pass, but not {missing}."
+            )
         probe = Probe.build(self.moments, weight, bias)
         return CollapseSecondPass(probe, ProbeTotals.zeros(num_classes, self.moments.offsets.dtype))
 
@@ -190,7 +193,7 @@ class CollapseSecondPass:
         if _checks.is_concrete(mine.offsets) and _checks.is_concrete(theirs.offsets):
             same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), mine, theirs)
             if not jax.tree.all(same):
-                raise ValueError("Argument `other` must come from the same first pass, but its class means differ.")
+                raise ArgumentError("Argument `other` must come from the same first pass, but its class means differ.")
         return CollapseSecondPass(self.probe, self.totals + other.totals)
 
     def compute(self) -> CollapseMetrics:
@@ -220,7 +223,7 @@ def _check_batch(moments: ClassMoments, features: Any, labels: Any) -> int:
 
 def _check_same_form(mine: Array, theirs: Array) -> None:
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `other` must hold class means of shape {mine.shape} and dtype {mine.dtype}, "
             f"but holds shape {theirs.shape} and dtype {theirs.dtype}."
         )

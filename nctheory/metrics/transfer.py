@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 
@@ -53,7 +54,7 @@ def _checked_pair(train_features, test_features) -> tuple[np.ndarray, np.ndarray
     _checks.shape("test_features", test_features, ("M", train_features.shape[1]))
     for name, value in (("train_features", train_features), ("test_features", test_features)):
         if 0 in value.shape:
-            raise ValueError(f"Argument `{name}` must not be empty, but has shape {tuple(value.shape)}.")
+            raise ArgumentError(f"Argument `{name}` must not be empty, but has shape {tuple(value.shape)}.")
     return _host("train_features", train_features), _host("test_features", test_features)
 
 
@@ -190,7 +191,7 @@ def knn_accuracy(
     truth = _checked_labels("test_labels", test_labels, len(test))
     num_neighbors = _checks.integer("num_neighbors", num_neighbors, minimum=1)
     if num_neighbors > len(train):
-        raise ValueError(f"Argument `num_neighbors` must be <= N = {len(train)}, but is {num_neighbors}.")
+        raise ArgumentError(f"Argument `num_neighbors` must be <= N = {len(train)}, but is {num_neighbors}.")
     from sklearn.neighbors import KNeighborsClassifier
 
     # The shift keeps the digits of features that sit far from the origin; it changes no distance.

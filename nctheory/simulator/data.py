@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory.simulator.mixtures import GaussianMixture, Samples, cluster_sizes
 
 
@@ -116,7 +117,7 @@ class FixedData:
         pairs = np.unique(np.stack([np.asarray(self.train.fine_labels), np.asarray(self.train.labels)]), axis=1)
         if pairs.shape[1] > self.num_fine:
             torn = np.flatnonzero(np.bincount(pairs[0]) > 1).tolist()
-            raise ValueError(
+            raise ArgumentError(
                 f"Argument `train.fine_labels` must refine `train.labels`, but classes {torn} have several."
             )
 

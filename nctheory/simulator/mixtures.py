@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 
@@ -50,7 +51,7 @@ class GaussianMixture:
     def __post_init__(self):
         labels = tuple(_checks.integer("coarse_labels", label, minimum=0) for label in self.coarse_labels)
         if not labels:
-            raise ValueError("Argument `coarse_labels` must label at least one cluster, but is ().")
+            raise ArgumentError("Argument `coarse_labels` must label at least one cluster, but is ().")
         object.__setattr__(self, "coarse_labels", labels)
         if isinstance(self.means, list | tuple):
             object.__setattr__(self, "means", np.asarray(self.means, dtype=np.float64))
@@ -135,21 +136,21 @@ def means_from_gram(gram: Float[AnyArray, "K K"], dim: int) -> Float[np.ndarray,
     gram = np.asarray(gram, dtype=np.float64)
     _checks.shape("gram", gram, (gram.shape[0] if gram.ndim else 0,) * 2)
     if not gram.size:
-        raise ValueError(f"Argument `gram` must hold at least one mean, but has shape {gram.shape}.")
+        raise ArgumentError(f"Argument `gram` must hold at least one mean, but has shape {gram.shape}.")
     _checks.finite("gram", gram)
     if not np.allclose(gram, gram.T, rtol=0, atol=1e-10 * np.abs(gram).max()):
-        raise ValueError(f"Argument `gram` must be symmetric, but differs by {np.abs(gram - gram.T).max():g}.")
+        raise ArgumentError(f"Argument `gram` must be symmetric, but differs by {np.abs(gram - gram.T).max():g}.")
     values, vectors = np.linalg.eigh(gram)
     floor = 1e-10 * max(values[-1], 0.0)
     if values[0] < -floor or values[-1] < 0:
-        raise ValueError(f"Argument `gram` must be positive semidefinite, but has eigenvalue {values[0]:g}.")
+        raise ArgumentError(f"Argument `gram` must be positive semidefinite, but has eigenvalue {values[0]:g}.")
     roots = np.sqrt(np.clip(values, 0.0, None))
     size = gram.shape[0]
     if dim >= size:
         return np.pad((vectors * roots) @ vectors.T, ((0, 0), (0, dim - size)))
     rank = int((values > floor).sum())
     if rank > dim:
-        raise ValueError(f"Argument `dim` must be at least the rank of `gram`, {rank}, but is {dim}.")
+        raise ArgumentError(f"Argument `dim` must be at least the rank of `gram`, {rank}, but is {dim}.")
     return (vectors * roots)[:, size - dim :]
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -202,10 +203,10 @@ class MLPSpec:
 
     def __post_init__(self):
         if not isinstance(self.widths, Sequence):
-            raise ValueError(f"Argument `widths` must be a sequence of layer widths, but is {self.widths!r}.")
+            raise ArgumentError(f"Argument `widths` must be a sequence of layer widths, but is {self.widths!r}.")
         object.__setattr__(self, "widths", tuple(_checks.integer("widths", w, minimum=1) for w in self.widths))
         if not self.widths:
-            raise ValueError("Argument `widths` must name at least one hidden layer, but is ().")
+            raise ArgumentError("Argument `widths` must name at least one hidden layer, but is ().")
         _check_names(self.activation, self.readout, self.scale)
         _checks.real("init_scale", self.init_scale, minimum=0)
 

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from nctheory import _checks, metrics, objectives
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.simulator.data import DataSource
 from nctheory.simulator.mixtures import Samples
@@ -72,7 +73,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, value, need in (("data", self.data, "draw"), ("model", self.model, "build")):
             if isinstance(value, str) or (value is None) or _lacks(value, need):
-                raise ValueError(f"Argument `{name}` must have a method `{need}`, but is {value!r}.")
+                raise ArgumentError(f"Argument `{name}` must have a method `{need}`, but is {value!r}.")
         _checks.choice("loss", self.loss, LOSSES)
         _checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         _checks.choice("schedule", self.schedule, SCHEDULES)
@@ -85,10 +86,10 @@ class TrainConfig:
             _checks.integer("batch_size", self.batch_size, minimum=1)
         if (self.batch_size is None) != (self.optimizer == "gd") and self.optimizer in ("gd", "sgd"):
             need = "None for `optimizer` 'gd'" if self.optimizer == "gd" else "set for `optimizer` 'sgd'"
-            raise ValueError(f"Argument `batch_size` must be {need}, but is {self.batch_size}.")
+            raise ArgumentError(f"Argument `batch_size` must be {need}, but is {self.batch_size}.")
         num_labels = getattr(self.data, "num_labels", 2)
         if self.num_outputs == 1 and num_labels != 2:
-            raise ValueError(f"Argument `loss` must be 'cross_entropy' or 'mse' for {num_labels} labels.")
+            raise ArgumentError(f"Argument `loss` must be 'cross_entropy' or 'mse' for {num_labels} labels.")
 
     @property
     def num_outputs(self) -> int:
@@ -248,14 +249,14 @@ def _check_free_features(config: TrainConfig, samples: Samples, fresh: Samples |
     if not isinstance(config.model, UnconstrainedFeaturesSpec):
         return
     if config.model.num_samples != samples.inputs.shape[0]:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `model.num_samples` must be the number of training samples, {samples.inputs.shape[0]}, "
             f"but is {config.model.num_samples}."
         )
     if fresh is not None:
-        raise ValueError("Argument `data` must have no fresh samples for free features, but has some.")
+        raise ArgumentError("Argument `data` must have no fresh samples for free features, but has some.")
     if config.batch_size is not None:
-        raise ValueError(f"Argument `batch_size` must be None for free features, but is {config.batch_size}.")
+        raise ArgumentError(f"Argument `batch_size` must be None for free features, but is {config.batch_size}.")
 
 
 class _State(NamedTuple):
@@ -303,7 +304,7 @@ def _make_update(config: TrainConfig, objective, optimizer, samples: Samples, ke
     num_samples = samples.inputs.shape[0]
     batch_size = num_samples if config.batch_size is None else config.batch_size
     if batch_size > num_samples:
-        raise ValueError(f"Argument `batch_size` must be at most {num_samples} samples, but is {batch_size}.")
+        raise ArgumentError(f"Argument `batch_size` must be at most {num_samples} samples, but is {batch_size}.")
     batches = math.ceil(num_samples / batch_size)
 
     def batch(step: jax.Array) -> Samples:

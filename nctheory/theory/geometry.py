@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.theory._common import Scalar, as_float, float_dtype
 
@@ -174,10 +175,10 @@ def _ridge_solution(x, y, decay):
 def _prepare(inputs, targets, weight_decay):
     _checks.shape("inputs", inputs, ("N", "d"))
     if 0 in jnp.shape(inputs):
-        raise ValueError(f"Argument `inputs` must have no empty axis, but has shape {jnp.shape(inputs)}.")
+        raise ArgumentError(f"Argument `inputs` must have no empty axis, but has shape {jnp.shape(inputs)}.")
     _checks.shape("targets", targets, (jnp.shape(inputs)[0], "C"))
     if jnp.shape(targets)[1] == 0:
-        raise ValueError(f"Argument `targets` must have no empty axis, but has shape {jnp.shape(targets)}.")
+        raise ArgumentError(f"Argument `targets` must have no empty axis, but has shape {jnp.shape(targets)}.")
     _checks.finite("inputs", inputs)
     _checks.finite("targets", targets)
     _checks.real("weight_decay", weight_decay, minimum=0.0, exclusive_minimum=True)
@@ -302,7 +303,7 @@ def fine_structure_from_gram(
     highest = jax.ops.segment_max(labels, fine_labels, num_segments=num_fine)
     if _checks.is_concrete(lowest) and bool(jnp.any(lowest != highest)):
         offender = int(jnp.argmax(lowest != highest))
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `fine_labels` must refine `labels`, but cluster {offender} has labels "
             f"{int(lowest[offender])} and {int(highest[offender])}."
         )

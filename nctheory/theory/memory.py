@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.theory._common import Scalar, as_float, float_dtype
 
@@ -177,11 +178,11 @@ def memory_distance(
     """
     m, d = _matrix_shape("initial_weight", initial_weight)
     if jnp.ndim(readout) not in (1, 2):
-        raise ValueError(f"Argument `readout` must have shape (C, m) or (m,), but has shape {jnp.shape(readout)}.")
+        raise ArgumentError(f"Argument `readout` must have shape (C, m) or (m,), but has shape {jnp.shape(readout)}.")
     _checks.shape("readout", readout, ("C", m) if jnp.ndim(readout) == 2 else (m,))
     pairs = jnp.shape(mean_difference)[:-1]
     if len(pairs) > 1:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `mean_difference` must have shape (d,) or (P, d), but has shape {jnp.shape(mean_difference)}."
         )
     _checks.shape("mean_difference", mean_difference, (*pairs, d))

@@ -47,6 +47,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.theory._common import as_float, float_dtype
 
@@ -187,7 +188,7 @@ def _check_orthogonal(means) -> None:
     gram = array @ array.T
     off_diagonal = np.abs(gram - np.diag(np.diag(gram))).max(initial=0.0)
     if off_diagonal > 1e-5 * np.diag(gram).max(initial=0.0):
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `means` must have orthogonal rows, but two have an inner product of size {off_diagonal:g}."
         )
 

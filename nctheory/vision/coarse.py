@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
 SCHEMES = ("consecutive", "mod", "random")
@@ -109,7 +110,7 @@ def label_map(
     num_fine = _checks.integer("num_fine", num_fine, minimum=1)
     num_coarse = _checks.integer("num_coarse", num_coarse, minimum=1)
     if num_coarse > num_fine:
-        raise ValueError(f"Argument `num_coarse` must be <= num_fine = {num_fine}, but is {num_coarse}.")
+        raise ArgumentError(f"Argument `num_coarse` must be <= num_fine = {num_fine}, but is {num_coarse}.")
     if isinstance(scheme, str):
         _checks.choice("scheme", scheme, SCHEMES)
         table, kind = _scheme_table(scheme, num_fine, num_coarse, seed), scheme
@@ -154,7 +155,7 @@ def coarse_labels(
     merged = np.asarray(scheme.table)[np.asarray(fine_labels)]
     missing = np.flatnonzero(np.bincount(merged, minlength=scheme.num_coarse) == 0)
     if missing.size:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `fine_labels` must reach every super-class, but none of its {merged.size} samples falls into "
             f"{[scheme.coarse_names[y] for y in missing]}."
         )
