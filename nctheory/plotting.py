@@ -35,8 +35,6 @@ SEQUENTIAL_MAP = "cividis"
 
 TEXT_WIDTH = 6.75
 """Width of a two-column text block in inches."""
-COLUMN_WIDTH = 3.25
-"""Width of one column in inches."""
 PNG_DPI = 220
 """Dots an inch of PNG files, and of rasterised parts of PDF files."""
 
@@ -45,8 +43,8 @@ PNG_DPI = 220
 def use_style() -> Iterator[None]:
     """Draw inside this context with the print style; the caller's settings come back afterwards.
 
-    Fonts are 7 to 8 points at the sizes `TEXT_WIDTH` and `COLUMN_WIDTH` (inches), embedded as TrueType so that text in
-    the PDF stays text. No display is needed: figures made without pyplot's window functions use the file backends.
+    Fonts are 7 to 8 points at the width `TEXT_WIDTH` (inches), embedded as TrueType so that text in the PDF stays text.
+    No display is needed: figures made without pyplot's window functions use the file backends.
     """
     import matplotlib as mpl
     from cycler import cycler

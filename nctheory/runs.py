@@ -300,10 +300,6 @@ class RunFolder:
         """Write a JSON file of this folder; NaN becomes null."""
         write_json(self.path / name, obj)
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file of this folder."""
-        return read_json(self.path / name)
-
     def write_history(self, history: "xr.Dataset | xr.DataTree", name: str = "history.nc") -> None:
         """Write labelled arrays as NetCDF-4; complex, boolean and text variables come back as they were.
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,11 +58,11 @@ def test_matmul_rate_counts_both_products():
     rate = _peers.matmul_rate(8, 4, 8, batches=(2,), repeats=1)
     assert rate.flops > 0
     assert rate.batch == 2
-    x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
-    w = np.random.default_rng(1).standard_normal((2, 4, 5), dtype=np.float32)
-    z = _peers._forward(x, w)  # type: ignore[arg-type]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32))
+    w = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 5), dtype=np.float32))
+    z = _peers._forward(x, w)
     np.testing.assert_allclose(z, x @ w, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(_peers._backward(x, z), x.transpose(0, 2, 1) @ z, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(_peers._backward(x, z), x.transpose(0, 2, 1) @ z, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("float32")

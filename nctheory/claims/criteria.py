@@ -1,5 +1,6 @@
 """Regions of accepted values, fixed before the run, and the verdict on an interval."""
 
+import abc
 import math
 import re
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ def _bound(owner: str, name: str, value: Any) -> float:
     return float(value)
 
 
-class Criterion:
+class Criterion(abc.ABC):
     """A region of accepted values, fixed before the run and written as one line of text."""
 
     @property
+    @abc.abstractmethod
     def text(self) -> str:
         """The criterion as text that `parse_criterion` reads back to the same numbers."""
-        raise NotImplementedError
 
     def decide(self, low: float, high: float) -> Verdict:
         """Compare the interval [low, high] with the region; NaN ends leave the question open."""
@@ -31,8 +32,9 @@ class Criterion:
             return "inconclusive"
         return self._decide(low, high)
 
+    @abc.abstractmethod
     def _decide(self, low: float, high: float) -> Verdict:
-        raise NotImplementedError
+        """Compare an interval without NaN."""
 
     def __str__(self) -> str:
         """Six digits of every number, for people."""
