@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from nctheory.claims import (
     Claim,
     ClaimSpec,
     Covers,
+    Criterion,
     Interval,
     Ledger,
     Within,
@@ -23,6 +25,7 @@ from nctheory.claims import (
     mean_interval,
     parse_criterion,
     range_interval,
+    standard_error_interval,
 )
 from nctheory.runs import RunFolderError
 
@@ -71,7 +74,7 @@ def test_mean_interval_covers_at_its_rate():
 def test_nonfinite_seeds_are_counted_and_left_out():
     clean = [1.0, 2.0, 4.0]
     dirty = [1.0, math.nan, 2.0, math.inf, 4.0, -math.inf]
-    for build in (mean_interval, range_interval):
+    for build in (mean_interval, range_interval, partial(standard_error_interval, width=2)):
         want, got = build(clean), build(dirty)
         assert (got.measured, got.low, got.high) == (want.measured, want.low, want.high)
         assert (got.num_seeds, got.num_nonfinite) == (6, 3)
@@ -80,7 +83,9 @@ def test_nonfinite_seeds_are_counted_and_left_out():
 
 
 @pytest.mark.parametrize("samples", [[1.0], [1.0, math.nan], [math.nan, math.nan]])
-@pytest.mark.parametrize("build", [mean_interval, range_interval, fraction_interval])
+@pytest.mark.parametrize(
+    "build", [mean_interval, range_interval, fraction_interval, partial(standard_error_interval, width=2)]
+)
 def test_fewer_than_two_finite_seeds_decide_nothing(build, samples):
     got = build(samples)
     assert math.isnan(got.low)
@@ -89,6 +94,16 @@ def test_fewer_than_two_finite_seeds_decide_nothing(build, samples):
     for criterion in (AtMost(2.0), AtLeast(2.0), Within(0.0, 2.0), Covers(1.0, 5.0)):
         spec = ClaimSpec("x", "s", "t", 0.0, criterion, max_nonfinite=10)
         assert spec.judge(got).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("width", [0.5, 3])
+def test_standard_error_interval_is_scipys(width):
+    samples = np.random.default_rng(4).normal(3, 2, 9)
+    got = standard_error_interval(samples, width=width)
+    center, half = samples.mean(), width * stats.sem(samples)
+    assert (got.measured, got.low, got.high) == pytest.approx((center, center - half, center + half))
+    assert (got.num_seeds, got.num_nonfinite) == (9, 0)
+    assert got.method == f"mean over seeds, +- {width} standard errors"
 
 
 @pytest.mark.parametrize(("which", "want"), [("max", 9.0), ("min", -1.0), ("median", 2.0), ("mean", 3.0)])
@@ -134,6 +149,7 @@ def test_equal_samples_have_an_interval_of_no_width():
         (lambda: fraction_interval([0, 1], confidence=0.0), "Argument `confidence` must lie strictly between 0 and 1"),
         (lambda: fraction_interval([0.0, 0.5]), "Argument `successes` must hold True, False or NaN"),
         (lambda: range_interval([1.0, 2.0], which="worst"), "Argument `which` must be one of .* but is 'worst'"),
+        (lambda: standard_error_interval([1.0, 2.0], width=0), "Argument `width` must be > 0 and finite, but is 0"),
         (lambda: Interval(1, 2, 1, 3), "Argument `high` must be >= low = 2, but is 1"),
         (lambda: Interval(1, 1, 1, 3, 4), r"Argument `num_nonfinite` must lie in 0..num_seeds = 3, but is 4"),
         (lambda: AtMost(math.nan), "Argument `bound` of AtMost must be a finite number, but is nan"),
@@ -201,6 +217,11 @@ def test_a_bound_and_its_opposite_never_agree(ends, bound):
     upper, lower = AtMost(bound).decide(*ends), AtLeast(bound).decide(*ends)
     if bound not in ends:
         assert {upper, lower} in ({"supported", "refuted"}, {"inconclusive"})
+
+
+def test_a_criterion_without_its_methods_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        Criterion()  # pyright: ignore[reportAbstractUsage]
 
 
 def test_short_criterion_for_people():

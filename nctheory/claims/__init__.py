@@ -16,6 +16,7 @@ from nctheory.claims.intervals import Interval as Interval
 from nctheory.claims.intervals import fraction_interval as fraction_interval
 from nctheory.claims.intervals import mean_interval as mean_interval
 from nctheory.claims.intervals import range_interval as range_interval
+from nctheory.claims.intervals import standard_error_interval as standard_error_interval
 from nctheory.claims.ledger import Ledger as Ledger
 from nctheory.claims.records import Claim as Claim
 from nctheory.claims.records import ClaimSpec as ClaimSpec
@@ -34,4 +35,5 @@ __all__ = [
     "mean_interval",
     "parse_criterion",
     "range_interval",
+    "standard_error_interval",
 ]

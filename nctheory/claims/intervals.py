@@ -91,12 +91,42 @@ def mean_interval(samples: Iterable[Any], *, confidence: float = 0.95) -> Interv
     from scipy import stats
 
     values, num_seeds = _finite_part("samples", samples)
+    # For fewer than two samples, which have no interval, any number of degrees of freedom serves.
+    quantile = float(stats.t.ppf((1 + confidence) / 2, max(values.size - 1, 1)))
+    method = f"mean over seeds, Student t {100 * confidence:g} %"
+    return _around_mean(values, num_seeds, quantile, method)
+
+
+def standard_error_interval(samples: Iterable[Any], *, width: float) -> Interval:
+    """Mean over seeds and a fixed number of standard errors to each side.
+
+    mean +- width s/sqrt(n), with s the standard deviation of divisor n - 1 over the n finite samples: the criterion
+    "within `width` standard errors" as an interval. Its coverage depends on n; `mean_interval` fixes the coverage
+    instead. Equal samples give an interval of width 0. With fewer than two finite samples the interval is NaN, so that
+    every verdict on it is inconclusive.
+
+    Args:
+        samples: one number a seed, any unit; NaN and infinity are left out and counted.
+        width: number of standard errors to each side, > 0 and finite, dimensionless.
+
+    Returns:
+        Mean and interval in the unit of the samples.
+
+    Raises:
+        ValueError: if `samples` is not a non-empty vector of real numbers, or `width` is not positive and finite.
+    """
+    if not 0 < width < math.inf:
+        raise ArgumentError(f"Argument `width` must be > 0 and finite, but is {width!r}.")
+    values, num_seeds = _finite_part("samples", samples)
+    method = f"mean over seeds, +- {width:g} standard errors"
+    return _around_mean(values, num_seeds, width, method)
+
+
+def _around_mean(values: "np.ndarray", num_seeds: int, width: float, method: str) -> Interval:
+    """Mean of finite samples +- `width` standard errors; NaN ends for fewer than two."""
     count = values.size
     mean = float(values.mean()) if count else math.nan
-    half = math.nan
-    if count >= 2:
-        half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
-    method = f"mean over seeds, Student t {100 * confidence:g} %"
+    half = float(width * values.std(ddof=1) / math.sqrt(count)) if count >= 2 else math.nan
     return Interval(mean, mean - half, mean + half, num_seeds, num_seeds - count, method)
 
 
