@@ -56,12 +56,14 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     from _laws import bench, free, geometry, memory, phase, relu
 
     scales = {"smoke": bench.SMOKE, "default": bench.DEFAULT, "paper": bench.PAPER}
-    runs = bench.Bench(scales[config.preset], config.seeds, folder.parts, progress=not config.quiet)
     began = time.perf_counter()
-    laws = {"free": free, "memory": memory, "relu": relu, "geometry": geometry, "phase": phase}
-    # Accelerators multiply float32 matrices in fewer bits unless told otherwise; the exact laws would notice.
-    with jax.default_matmul_precision("highest"):
-        tree = xr.DataTree.from_dict({name: law.measure(runs) for name, law in laws.items()})
+    # The longest sweep first: the others compile while it runs.
+    laws = {"relu": relu, "memory": memory, "geometry": geometry, "free": free, "phase": phase}
+    with bench.Bench(scales[config.preset], config.seeds, folder.parts, progress=not config.quiet) as runs:
+        for law in laws.values():
+            law.prepare(runs)
+        with jax.default_matmul_precision("highest"):
+            tree = xr.DataTree.from_dict({name: law.measure(runs) for name, law in laws.items()})
     folder.write_history(tree)
     folder.write_manifest(
         device=f"{jax.devices()[0].device_kind} x {jax.device_count()}",

@@ -3,9 +3,8 @@
 import os
 import tempfile
 
-# Tests compile far more than they run, so they compile in a hurry, and processes share what they have compiled: the
+# Tests compile far more than they run, so processes share what they have compiled, and compile in a hurry (below): the
 # workers of pytest-xdist and the scripts that tests start find both settings in the environment.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="nctheory-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -22,6 +21,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _hook = install_import_hook("nctheory", "tests.typechecker.check")
+
+from nctheory._cli import compile_in_a_hurry
+
+# XLA reads its flags when it compiles for the first time.
+if "XLA_FLAGS" not in os.environ:
+    compile_in_a_hurry()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What every law's measurement shares: sizes, seeds, and sweeps that resume and are timed."""
 
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 
 from nctheory import simulator
-from nctheory.claims import Interval
 
 
 @dataclass(frozen=True)
@@ -55,38 +55,51 @@ PAPER = Scale(
 )
 
 
-@dataclass
 class Bench:
-    """Runs the sweeps of one experiment and adds up their times.
+    """Compiles the sweeps of one experiment side by side, runs them one by one, and adds up their times.
 
     Attributes:
         scale: sizes of the runs.
         seeds: seeds of every law.
-        parts: folder under which every sweep keeps its finished chunks.
-        progress: whether to show progress bars.
-        compile_seconds: time spent compiling so far.
+        compile_seconds: time spent tracing and compiling so far, added up over sweeps that compile at the same time.
         run_seconds: time spent training so far.
-        log: one line a sweep, for the manifest.
+        log: one record a sweep, for the manifest.
     """
 
-    scale: Scale
-    seeds: list[int]
-    parts: Path
-    progress: bool = True
-    compile_seconds: float = 0.0
-    run_seconds: float = 0.0
-    log: dict[str, dict[str, Any]] = field(default_factory=dict)
+    def __init__(self, scale: Scale, seeds: list[int], parts: Path, *, progress: bool = True):
+        """Keep every sweep's finished chunks in a folder of its own under `parts`."""
+        self.scale, self.seeds = scale, seeds
+        self.compile_seconds = self.run_seconds = 0.0
+        self.log: dict[str, dict[str, Any]] = {}
+        self._parts, self._progress = parts, progress
+        self._compilers = ThreadPoolExecutor(2)
+        self._ready: dict[str, Future[simulator.PreparedSweep]] = {}
 
-    def sweep(self, name: str, configs: Any, *, seeds: list[int] | None = None) -> simulator.SweepResult:
-        """Run one named sweep, resuming what its folder holds."""
-        result = simulator.sweep(
-            simulator.train,
-            configs,
-            self.seeds if seeds is None else seeds,
-            checkpoint=self.parts / name,
-            progress=self.progress,
-            description=name,
-        )
+    def __enter__(self) -> "Bench":
+        """Nothing to do: compiling starts with the first sweep that is announced."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Compile nothing more."""
+        self._compilers.shutdown(cancel_futures=True)
+
+    def prepare(self, name: str, configs: Any, *, seeds: list[int] | None = None) -> None:
+        """Announce a sweep, which then compiles in the background in the precision that is on now."""
+        wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+        def compile_it() -> simulator.PreparedSweep:
+            # Both settings belong to the thread. Accelerators multiply float32 matrices in fewer bits unless told
+            # otherwise; the exact laws would notice.
+            with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
+                return simulator.prepare(
+                    simulator.train, configs, self.seeds if seeds is None else seeds, checkpoint=self._parts / name
+                )
+
+        self._ready[name] = self._compilers.submit(compile_it)
+
+    def sweep(self, name: str) -> simulator.SweepResult:
+        """Run an announced sweep, resuming what its folder holds."""
+        result = self._ready.pop(name).result().run(progress=self._progress, description=name)
         self.compile_seconds += result.compile_seconds
         self.run_seconds += result.run_seconds
         self.log[name] = {
@@ -111,15 +124,6 @@ def two_layer(config: simulator.TrainConfig, key: jax.Array) -> simulator.TwoLay
     if not isinstance(model, simulator.TwoLayer):
         raise TypeError(f"The laws are about two-layer networks, but the configuration builds {type(model).__name__}.")
     return model
-
-
-def standard_error_interval(samples: np.ndarray, *, width: float) -> Interval:
-    """Mean +- `width` standard errors over the finite seeds."""
-    finite = np.asarray(samples)[np.isfinite(samples)]
-    mean, sem = float(finite.mean()), float(finite.std(ddof=1) / np.sqrt(finite.size))
-    method = f"mean over seeds, +- {width:g} standard errors"
-    lost = len(samples) - finite.size
-    return Interval(mean, mean - width * sem, mean + width * sem, len(samples), lost, method)
 
 
 def same_label_pairs(labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,21 +30,31 @@ CLAIMS = {
 }
 
 
-def measure(bench: Bench) -> xr.Dataset:
-    """Train free features over seeds in float64; predict the minimum."""
+def config(bench: Bench) -> simulator.TrainConfig:
+    """The free features of L0."""
+    return simulator.TrainConfig(
+        data=simulator.MixtureData(MIXTURE, samples_per_cluster=SAMPLES),
+        model=simulator.UnconstrainedFeaturesSpec(num_samples=SAMPLES * MIXTURE.num_clusters, width=WIDTH),
+        loss="cross_entropy",
+        optimizer="momentum",
+        learning_rate=1.0,
+        momentum=0.9,
+        weight_decay=DECAY,
+        num_steps=bench.scale.geometry_steps,
+        num_records=24,
+    )
+
+
+def prepare(bench: Bench) -> None:
+    """Announce the sweep of this law, in float64."""
     with jax.enable_x64(True):
-        config = simulator.TrainConfig(
-            data=simulator.MixtureData(MIXTURE, samples_per_cluster=SAMPLES),
-            model=simulator.UnconstrainedFeaturesSpec(num_samples=SAMPLES * MIXTURE.num_clusters, width=WIDTH),
-            loss="cross_entropy",
-            optimizer="momentum",
-            learning_rate=1.0,
-            momentum=0.9,
-            weight_decay=DECAY,
-            num_steps=bench.scale.geometry_steps,
-            num_records=24,
-        )
-        result = bench.sweep("free", config)
+        bench.prepare("free", config(bench))
+
+
+def measure(bench: Bench) -> xr.Dataset:
+    """Train free features over seeds; predict the minimum."""
+    result = bench.sweep("free")
+    with jax.enable_x64(True):
         per_class = SAMPLES * MIXTURE.num_clusters // MIXTURE.num_labels
         decays = {"weight_decay": DECAY, "feature_decay": DECAY}
         minimum = theory.free_features_minimizer(MIXTURE.num_labels, per_class, loss="cross_entropy", **decays)
@@ -59,7 +69,7 @@ def measure(bench: Bench) -> xr.Dataset:
             "minimum": ((), float(minimum.loss_value), {**unit, "definition": "predicted global minimum"}),
             "wrong_minimum": ((), float(wrong.loss_value), {**unit, "definition": "global minimum for 1 % more decay"}),
         },
-        coords={"seed": bench.seeds, "step": config.record_steps},
+        coords={"seed": bench.seeds, "step": config(bench).record_steps},
     )
 
 

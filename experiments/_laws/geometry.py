@@ -62,15 +62,17 @@ def config(bench: Bench, mixture: simulator.GaussianMixture) -> simulator.TrainC
     )
 
 
-def measure(bench: Bench) -> xr.Dataset:
-    """Train over seeds in float64 and solve the convex programme on the same inputs."""
+def prepare(bench: Bench) -> None:
+    """Announce the sweep of this law, in float64."""
     with jax.enable_x64(True):
-        configs = [
-            grid_config
-            for mixture in mixtures().values()
-            for grid_config in simulator.grid(config(bench, mixture), weight_decay=DECAYS).configs
-        ]
-        result = bench.sweep("geometry", configs)
+        grids = [simulator.grid(config(bench, mixture), weight_decay=DECAYS) for mixture in mixtures().values()]
+        bench.prepare("geometry", [each for grid in grids for each in grid.configs])
+
+
+def measure(bench: Bench) -> xr.Dataset:
+    """Train over seeds and solve the convex programme on the same inputs."""
+    result = bench.sweep("geometry")
+    with jax.enable_x64(True):
         shape = (len(mixtures()), len(DECAYS), len(bench.seeds), -1)
         dims = ("geometry", "weight_decay", "seed", "step")
         arrays: dict[str, tuple] = {
@@ -90,8 +92,9 @@ def measure(bench: Bench) -> xr.Dataset:
             ("ridge_certificate", "the same for the ridge solution"),
         ):
             arrays[name] = (dims[:3], np.stack([np.asarray(p[name]) for p in predictions]), _unit(definition))
-    coords = {"geometry": list(mixtures()), "weight_decay": list(DECAYS), "seed": bench.seeds}
-    return xr.Dataset(arrays, coords={**coords, "step": configs[0].record_steps})
+        steps = config(bench, mixtures()["noisy"]).record_steps
+    coords = {"geometry": list(mixtures()), "weight_decay": list(DECAYS), "seed": bench.seeds, "step": steps}
+    return xr.Dataset(arrays, coords=coords)
 
 
 def _unit(definition: str) -> dict[str, str]:

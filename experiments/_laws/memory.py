@@ -67,19 +67,37 @@ def config(bench: Bench, loss: str, readout: str = "fixed") -> simulator.TrainCo
     )
 
 
+def _runs(bench: Bench) -> list[tuple[str, str, str]]:
+    """Loss, precision and kind of readout of every sweep; the trained readout lies outside the law."""
+    return [
+        *((loss, precision, "fixed") for loss, precision in bench.scale.memory_runs),
+        ("logistic", "float64", "trained"),
+    ]
+
+
+def _name(loss: str, precision: str, readout: str) -> str:
+    return f"memory-{loss}-{precision}-{readout}"
+
+
+def prepare(bench: Bench) -> None:
+    """Announce the sweeps of this law, in both precisions."""
+    for loss, precision, readout in _runs(bench):
+        with jax.enable_x64(precision == "float64"):
+            configs = simulator.grid(config(bench, loss, readout), weight_decay=DECAYS)
+            bench.prepare(_name(loss, precision, readout), configs)
+
+
 def measure(bench: Bench) -> xr.Dataset:
     """Train over seeds in both precisions, and predict every distance from initial weights and outputs alone."""
-    runs = [(loss, precision, "fixed") for loss, precision in bench.scale.memory_runs]
-    runs.append(("logistic", "float64", "trained"))
     datasets: list[xr.Dataset] = []
-    for loss, precision, readout in runs:
+    for loss, precision, readout in _runs(bench):
         with jax.enable_x64(precision == "float64"):
             datasets.append(_measure_one(bench, config(bench, loss, readout), loss, precision, readout))
     return xr.concat(datasets, dim="run", data_vars="all", join="exact", combine_attrs="override")
 
 
 def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision: str, readout: str) -> xr.Dataset:
-    result = bench.sweep(f"memory-{loss}-{precision}-{readout}", simulator.grid(base, weight_decay=DECAYS))
+    result = bench.sweep(_name(loss, precision, readout))
     pairs, same = same_label_pairs(MIXTURE.coarse_labels)
     # Stored in float64 whatever the precision of the run, so that both fit one array.
     fine = jax.tree.map(np.float64, result.history.train.fine)

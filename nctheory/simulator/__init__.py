@@ -19,8 +19,10 @@ from nctheory.simulator.models import TwoLayerSpec as TwoLayerSpec
 from nctheory.simulator.models import UnconstrainedFeatures as UnconstrainedFeatures
 from nctheory.simulator.models import UnconstrainedFeaturesSpec as UnconstrainedFeaturesSpec
 from nctheory.simulator.sweep import Grid as Grid
+from nctheory.simulator.sweep import PreparedSweep as PreparedSweep
 from nctheory.simulator.sweep import SweepResult as SweepResult
 from nctheory.simulator.sweep import grid as grid
+from nctheory.simulator.sweep import prepare as prepare
 from nctheory.simulator.sweep import sweep as sweep
 from nctheory.simulator.train import DATA_STREAM as DATA_STREAM
 from nctheory.simulator.train import History as History
