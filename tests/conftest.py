@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _hook = install_import_hook("nctheory", "tests.typechecker.check")
 
-from nctheory._cli import compile_in_a_hurry
+from nctheory._cli import compile_in_a_hurry  # noqa: E402  (after the import hook)
 
 # XLA reads its flags when it compiles for the first time.
 if "XLA_FLAGS" not in os.environ:

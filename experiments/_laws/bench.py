@@ -126,6 +126,11 @@ def two_layer(config: simulator.TrainConfig, key: jax.Array) -> simulator.TwoLay
     return model
 
 
+def dimensionless(definition: str) -> dict[str, str]:
+    """Attributes of a stored variable."""
+    return {"units": "dimensionless", "definition": definition}
+
+
 def same_label_pairs(labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of clusters (i < j), and whether each pair shares a label."""
     pairs = np.asarray([(i, j) for i in range(len(labels)) for j in range(i + 1, len(labels))])

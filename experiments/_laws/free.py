@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench
+from _laws.bench import Bench, dimensionless
 from nctheory import simulator, theory
 from nctheory.claims import AtMost, Claim, ClaimSpec, range_interval
 
@@ -61,13 +61,12 @@ def measure(bench: Bench) -> xr.Dataset:
         more = {name: 1.01 * decay for name, decay in decays.items()}
         wrong = theory.free_features_minimizer(MIXTURE.num_labels, per_class, loss="cross_entropy", **more)
     dims = ("seed", "step")
-    unit = {"units": "dimensionless"}
     return xr.Dataset(
         {
-            "ratio": (dims, result.history.train.fine.ratio[0], {**unit, "definition": "q"}),
-            "objective": (dims, result.history.objective[0], {**unit, "definition": "training objective"}),
-            "minimum": ((), float(minimum.loss_value), {**unit, "definition": "predicted global minimum"}),
-            "wrong_minimum": ((), float(wrong.loss_value), {**unit, "definition": "global minimum for 1 % more decay"}),
+            "ratio": (dims, result.history.train.fine.ratio[0], dimensionless("q")),
+            "objective": (dims, result.history.objective[0], dimensionless("training objective")),
+            "minimum": ((), float(minimum.loss_value), dimensionless("predicted global minimum")),
+            "wrong_minimum": ((), float(wrong.loss_value), dimensionless("global minimum for 1 % more decay")),
         },
         coords={"seed": bench.seeds, "step": config(bench).record_steps},
     )

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, seed_keys
+from _laws.bench import Bench, dimensionless, seed_keys
 from nctheory import simulator, theory
 from nctheory.claims import AtMost, Claim, ClaimSpec, range_interval
 
@@ -76,11 +76,11 @@ def measure(bench: Bench) -> xr.Dataset:
         shape = (len(mixtures()), len(DECAYS), len(bench.seeds), -1)
         dims = ("geometry", "weight_decay", "seed", "step")
         arrays: dict[str, tuple] = {
-            "ratio": (dims, result.history.train.fine.ratio.reshape(shape), _unit("trained q")),
+            "ratio": (dims, result.history.train.fine.ratio.reshape(shape), dimensionless("trained q")),
             "gradient_norm": (
                 dims,
                 result.history.gradient_norm.reshape(shape),
-                _unit("norm of the objective's gradient"),
+                dimensionless("norm of the objective's gradient"),
             ),
         }
         keys, decays = seed_keys(bench.seeds), np.asarray(DECAYS)
@@ -91,14 +91,10 @@ def measure(bench: Bench) -> xr.Dataset:
             ("certificate", "largest singular value of the gradient over lambda"),
             ("ridge_certificate", "the same for the ridge solution"),
         ):
-            arrays[name] = (dims[:3], np.stack([np.asarray(p[name]) for p in predictions]), _unit(definition))
+            arrays[name] = (dims[:3], np.stack([np.asarray(p[name]) for p in predictions]), dimensionless(definition))
         steps = config(bench, mixtures()["noisy"]).record_steps
     coords = {"geometry": list(mixtures()), "weight_decay": list(DECAYS), "seed": bench.seeds, "step": steps}
     return xr.Dataset(arrays, coords=coords)
-
-
-def _unit(definition: str) -> dict[str, str]:
-    return {"units": "dimensionless", "definition": definition}
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, same_label_pairs, seed_keys, two_layer
+from _laws.bench import Bench, dimensionless, same_label_pairs, seed_keys, two_layer
 from nctheory import simulator, theory
 from nctheory.claims import AtMost, Claim, ClaimSpec, Within, mean_interval, range_interval
 
@@ -109,22 +109,22 @@ def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision
     dims = ("weight_decay", "seed", "step")
     return xr.Dataset(
         {
-            "distance": ((*dims, "pair"), distance, _unit("|h_A - h_B|^2")),
-            "predicted": ((*dims, "pair"), np.float64(predicted["law"]), _unit("|h_A - h_B|^2 by L1")),
+            "distance": ((*dims, "pair"), distance, dimensionless("|h_A - h_B|^2")),
+            "predicted": ((*dims, "pair"), np.float64(predicted["law"]), dimensionless("|h_A - h_B|^2 by L1")),
             "no_forgetting": (
                 (*dims, "pair"),
                 np.float64(predicted["no_forgetting"]),
-                _unit("L1 without the decay factor"),
+                dimensionless("L1 without the decay factor"),
             ),
             "memory": (
                 (*dims, "pair"),
                 distance - np.float64(shown) ** 2,
-                _unit("memory"),
+                dimensionless("memory"),
             ),
-            "ratio": (dims, fine.ratio, _unit("q, fine-to-coarse ratio")),
-            "same_label_distance": (dims, fine.same_label_distance, _unit("mean over same-label pairs")),
-            "different_label_distance": (dims, fine.different_label_distance, _unit("mean over other pairs")),
-            "objective": (dims, np.float64(result.history.objective), _unit("training objective")),
+            "ratio": (dims, fine.ratio, dimensionless("q, fine-to-coarse ratio")),
+            "same_label_distance": (dims, fine.same_label_distance, dimensionless("mean over same-label pairs")),
+            "different_label_distance": (dims, fine.different_label_distance, dimensionless("mean over other pairs")),
+            "objective": (dims, np.float64(result.history.objective), dimensionless("training objective")),
             "half_life": ("weight_decay", _half_lives(), {"units": "steps", "definition": "predicted half-life"}),
         },
         coords={
@@ -137,10 +137,6 @@ def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision
             "readout": ("run", [readout]),
         },
     )
-
-
-def _unit(definition: str) -> dict[str, str]:
-    return {"units": "dimensionless", "definition": definition}
 
 
 def _half_lives() -> list[float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench
+from _laws.bench import Bench, dimensionless
 from nctheory import simulator
 
 WIDTH, DIM, SAMPLES, INIT_STD, NUM_STEPS = 128, 16, 8, 0.01, 1000
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> xr.Dataset:
         return (
             dims,
             values.reshape(cosines.size, noises.size, *values.shape[1:]),
-            {"units": "dimensionless", "definition": definition},
+            dimensionless(definition),
         )
 
     return xr.Dataset(

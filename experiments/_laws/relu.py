@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, same_label_pairs, seed_keys, two_layer
+from _laws.bench import Bench, dimensionless, same_label_pairs, seed_keys, two_layer
 from nctheory import simulator, theory
 from nctheory.claims import (
     AtLeast,
@@ -149,22 +149,22 @@ def measure(bench: Bench) -> xr.Dataset:
         # Orthogonal noise-free clusters, row 0, are the first point of every axis.
         index = [0, *(i for i, row in enumerate(rows) if i and row[0] == kind)]
         dims = (kind, "seed", "step")
-        arrays[f"ratio_by_{kind}"] = (dims, fine.ratio[index], _unit("q, fine-to-coarse ratio"))
-        arrays[f"coarse_ratio_by_{kind}"] = (dims, fine.coarse_ratio[index], _unit("tr Sigma_W / tr Sigma_B"))
-    arrays["objective"] = (("noise", "seed", "step"), result.history.objective[: len(NOISE)], _unit("logistic loss"))
+        arrays[f"ratio_by_{kind}"] = (dims, fine.ratio[index], dimensionless("q, fine-to-coarse ratio"))
+        arrays[f"coarse_ratio_by_{kind}"] = (dims, fine.coarse_ratio[index], dimensionless("tr Sigma_W / tr Sigma_B"))
+    arrays["objective"] = (
+        ("noise", "seed", "step"),
+        result.history.objective[: len(NOISE)],
+        dimensionless("logistic loss"),
+    )
     arrays |= _exact_features(base, bench.seeds, result)
     arrays |= _kernel(mixture_data(rows[-1][2]), bench.scale.relu_width, bench.seeds, fine)
     arrays |= _late(base, bench.seeds)
     for s in bench.scale.more_clusters:
         arrays |= _late(more_clusters(bench, s), bench.seeds)
         final = bench.sweep(f"relu-{s}-clusters").history.train.fine.coarse_ratio[0, :, -1]
-        arrays[f"coarse_ratio_{s}_clusters"] = ("seed", final, _unit("final tr Sigma_W / tr Sigma_B"))
+        arrays[f"coarse_ratio_{s}_clusters"] = ("seed", final, dimensionless("final tr Sigma_W / tr Sigma_B"))
     coords = {"noise": list(NOISE), "same_cosine": list(SAME_COSINES), "cross_cosine": list(CROSS_COSINES)}
     return xr.Dataset(arrays, coords={**coords, "seed": bench.seeds, "step": steps})
-
-
-def _unit(definition: str) -> dict[str, str]:
-    return {"units": "dimensionless", "definition": definition}
 
 
 def _orthogonal(base: simulator.TrainConfig) -> simulator.GaussianMixture:
@@ -202,7 +202,11 @@ def _late(base: simulator.TrainConfig, seeds: list[int]) -> dict[str, tuple]:
     predicted = jax.jit(jax.vmap(predict))(seed_keys(seeds))
     count = mixture.num_clusters // mixture.num_labels
     return {
-        f"late_{name}_{count}_clusters": ("seed", np.asarray(values), _unit("late in training, by L2 at this width"))
+        f"late_{name}_{count}_clusters": (
+            "seed",
+            np.asarray(values),
+            dimensionless("late in training, by L2 at this width"),
+        )
         for name, values in zip(("ratio", "coarse_ratio"), predicted, strict=True)
     }
 
@@ -221,8 +225,8 @@ def _exact_features(base: simulator.TrainConfig, seeds: list[int], result: simul
         outputs = result.history.train.cluster_outputs[row, :, -1, :, 0]
         predicted = np.asarray(predict_all(seed_keys(seeds), outputs))
         measured = result.history.train.fine.class_distances[row, :, -1][:, pairs[:, 0], pairs[:, 1]]
-        arrays[f"{name}_measured"] = (("seed", "pair"), measured, _unit("final |h_A - h_B|^2"))
-        arrays[f"{name}_predicted"] = (("seed", "pair"), predicted, _unit("|h_A - h_B|^2 by L2"))
+        arrays[f"{name}_measured"] = (("seed", "pair"), measured, dimensionless("final |h_A - h_B|^2"))
+        arrays[f"{name}_predicted"] = (("seed", "pair"), predicted, dimensionless("|h_A - h_B|^2 by L2"))
     return arrays
 
 
@@ -246,7 +250,7 @@ def _kernel(data: simulator.MixtureData, width: int, seeds: list[int], fine) -> 
         f"kernel_{name}_{kernel}": (
             "seed",
             measured[i] / np.asarray(expected[i]),
-            _unit("measured over expected distance"),
+            dimensionless("measured over expected distance"),
         )
         for kernel, expected in zip(("relu", "linear"), predicted, strict=True)
         for i, name in enumerate(("same", "different"))

@@ -74,6 +74,33 @@ def test_nearest_center_is_that_of_scikit_learn_and_the_bias_counts():
     assert float(without) != float(measured)  # the two biases disagree, so ignoring the bias would be seen
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tied_logits_count_for_the_first_class(dtype, streamed):
+    """Integers: the logits of the first two classes tie exactly, but class means in thirds and fifths are rounded."""
+    rng = np.random.default_rng(9)
+    labels = np.repeat(np.arange(3), [15, 13, 11])
+    features = (rng.integers(-9, 10, (39, 6)) + 20 * np.eye(3, 6, dtype=int)[labels]).astype(dtype)
+    weight = rng.integers(-5, 6, (3, 6)).astype(dtype)
+    weight[1], bias = weight[0], np.array([3.0, 3.0, -40.0], dtype)
+    logits = features @ weight.T + bias[None, :]
+    assert np.mean((logits[:, 0] == logits[:, 1]) & (logits[:, 0] > logits[:, 2])) > 0.5
+    expected = reference.collapse(features, labels, 3, weight, bias)["nc4_ncc_mismatch"]
+    if streamed:
+        pieces = [(jnp.asarray(features[i::2]), jnp.asarray(labels[i::2])) for i in range(2)]
+        accumulator = CollapseAccumulator.init(num_classes=3, feature_dim=6, dtype=pieces[0][0].dtype)
+        for piece in pieces:
+            accumulator = accumulator.update(*piece)
+        second = accumulator.second_pass(jnp.asarray(weight), jnp.asarray(bias))
+        for piece in pieces:
+            second = second.update(*piece)
+        measured = second.compute()
+    else:
+        measured = collapse_metrics(features, labels, num_classes=3, weight=weight, bias=bias)
+    assert 0 < expected < 1
+    np.testing.assert_allclose(measured.nc4_ncc_mismatch, expected, rtol=1e-6)
+
+
 def test_full_collapse_onto_an_etf_is_zero_everywhere():
     etf = 3.0 * frames.simplex_etf(5, 8)
     labels = np.tile(np.arange(5), 6)
