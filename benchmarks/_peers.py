@@ -5,7 +5,9 @@ readout, logistic loss and weight decay:
 W <- (1 - eta lambda) W - eta X' [r readout' * (X W > 0)], r_i = -y_i sigmoid(-y_i f_i)/N.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +121,7 @@ def torch_vmap(problem: Problem, num_steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MatmulRate:
-    """Best rate in FLOP/s of the two products of a step, X W and X' Z, over batch sizes and two ways of timing."""
+    """Best rate in FLOP/s of the two products of a step, X W and X' Z, over batch sizes and three ways of timing."""
 
     flops: float
     batch: int
@@ -132,8 +134,10 @@ def matmul_rate(
     """Measure what batched products of the sweep's shapes reach in JAX with nothing else to do.
 
     Counted as 2 N d m a product. "calls": each product alone, from Python, arguments in cache. "loop": both products in
-    turns in one compiled loop, where the call costs nothing but the second product waits for the first.
+    turns in one compiled loop, where the call costs nothing but the second product waits for the first. "loop a core":
+    as many such loops side by side as this process has cores, each on arrays of its own.
     """
+    cores = len(os.sched_getaffinity(0))
     best = MatmulRate(0.0, 0, "")
     for batch in batches:
         work = 2.0 * batch * num_samples * input_dim * width
@@ -141,8 +145,11 @@ def matmul_rate(
         w = jnp.full((batch, input_dim, width), 0.01, dtype=jnp.float32)
         seconds = _matmul_calls(x, w, 10 * repeats)
         best = max(best, MatmulRate(2 * work / seconds, batch, "calls"), key=lambda rate: rate.flops)
-        seconds = _matmul_loop(x, w, int(min(1000, max(1, 1e9 / work))), repeats)
+        num_steps = int(min(1000, max(1, 1e9 / work)))
+        seconds = _matmul_loop(x, w, num_steps, repeats, copies=1)
         best = max(best, MatmulRate(2 * work / seconds, batch, "loop"), key=lambda rate: rate.flops)
+        seconds = _matmul_loop(x, w, num_steps, repeats, copies=cores)
+        best = max(best, MatmulRate(2 * work * cores / seconds, batch, "loop a core"), key=lambda rate: rate.flops)
     return best
 
 
@@ -161,9 +168,15 @@ def _matmul_calls(x: jax.Array, w: jax.Array, repeats: int) -> float:
     return times.best + _timing.time_call(lambda: backward(x, z), repeats=repeats).best
 
 
-def _matmul_loop(x: jax.Array, w: jax.Array, num_steps: int, repeats: int) -> float:
+def _matmul_loop(x: jax.Array, w: jax.Array, num_steps: int, repeats: int, copies: int) -> float:
     @jax.jit
     def run(x, w):
         return lax.fori_loop(0, num_steps, lambda _, w: 1e-3 * _backward(x, _forward(x, w)), w)
 
-    return _timing.time_call(lambda: run(x, w), repeats=repeats).best / num_steps
+    arrays = [(x + copy, w + copy) for copy in range(copies)]
+    with ThreadPoolExecutor(copies) as workers:
+
+        def run_all():
+            return list(workers.map(lambda pair: jax.block_until_ready(run(*pair)), arrays))
+
+        return _timing.time_call(run_all, repeats=repeats).best / num_steps

@@ -180,7 +180,9 @@ def test_automatic_chunks_fit_the_cache():
         for n in (512, 16384)
     )
     assert 1 <= large.chunk_size < small.chunk_size <= 256
-    assert large.chunk_size & (large.chunk_size - 1) == 0
+    share = large.chunk_size // large.num_workers
+    assert share * large.num_workers == large.chunk_size
+    assert share & (share - 1) == 0
 
 
 def test_times_add_up():
