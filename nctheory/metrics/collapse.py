@@ -29,7 +29,8 @@ class CollapseMetrics:
         nc2_equiangular: mean over ordered pairs of |cos + 1/(K-1)| between centred class means.
         nc2_etf_distance: `frames.etf_distance` of the centred class means.
         nc3_duality: |W/|W| - M/|M||, Frobenius norms, not squared, M the centred class means.
-        nc4_ncc_mismatch: fraction of samples whose network prediction is not the nearest class centre.
+        nc4_ncc_mismatch: fraction of samples whose network prediction, the first class of largest logit, is not the
+            nearest class centre.
         cdnv: mean over pairs of classes of (var_c + var_c') / (2 |mu_c - mu_c'|^2).
     """
 
@@ -68,7 +69,9 @@ def collapse_metrics(
     angles of zero means. Coinciding means of classes that have spread give cdnv = inf.
 
     Cost O(N d K) time, no d x d matrix; memory beyond the features a few megabytes. Half-precision features are
-    measured in float32. Squares must be representable: float32 features and their spread within about 1e-15..1e15.
+    measured in float32, and so are float64 NumPy arrays unless JAX's x64 mode is on: means that float32 cannot tell
+    apart then count as equal, with NaN as above. Squares must be representable: float32 features and their spread
+    within about 1e-15..1e15.
 
     Args:
         features: activations, one row a sample, any common unit.
@@ -154,14 +157,14 @@ class Probe:
         whitener: d x r matrix V / sigma from the thin SVD g = U diag(sigma) V^T of the centred class means.
         center_scores: row c holds g_c . g_k - |g_k|^2 / 2 over k, the nearest-centre scores of the class mean itself.
         weight: classifier matrix or None.
-        mean_logits: row c holds the logits of the mean of class c, or None.
+        bias: classifier bias or None.
     """
 
     moments: ClassMoments
     whitener: Float[Array, "d r"]
     center_scores: Float[Array, "K K"]
     weight: Float[Array, "K d"] | None
-    mean_logits: Float[Array, "K K"] | None
+    bias: Float[Array, " K"] | None
 
     @classmethod
     def build(cls, moments: ClassMoments, weight: Any, bias: Any) -> "Probe":
@@ -169,14 +172,8 @@ class Probe:
         means = moments.centered_means()
         gram = jnp.matmul(means, means.T, precision=HIGHEST)
         scores = gram - jnp.diagonal(gram)[None, :] / 2
-        logits = None
-        if weight is not None:
-            weight = jnp.asarray(weight).astype(means.dtype)
-            logits = jnp.matmul(moments.offsets, weight.T, precision=HIGHEST)
-            logits = logits + jnp.matmul(weight, moments.reference, precision=HIGHEST)[None, :]
-            if bias is not None:
-                logits = logits + jnp.asarray(bias).astype(means.dtype)[None, :]
-        return cls(moments, whitening(means), scores, weight, logits)
+        weight, bias = (None if each is None else jnp.asarray(each).astype(means.dtype) for each in (weight, bias))
+        return cls(moments, whitening(means), scores, weight, bias)
 
     def measure(self, features: Float[Array, "N d"], labels: Integer[Array, " N"]) -> ProbeTotals:
         """Sum over samples, in blocks of rows."""
@@ -192,21 +189,28 @@ class Probe:
         return _moments.fold_rows(step, totals, num_rows=num_samples, num_columns=max(dim, num_classes))
 
     def _block(self, features: Float[Array, "N d"], labels: Integer[Array, " N"]) -> ProbeTotals:
-        num_classes = self.center_scores.shape[0]
+        num_classes, rank = self.center_scores.shape[0], self.whitener.shape[1]
         residual = _moments.residuals(self.moments, features, labels)
         scatter = _moments.class_sums(jnp.sum(residual**2, axis=1), labels, num_classes)
-        whitened = jnp.sum(jnp.matmul(residual, self.whitener, precision=HIGHEST) ** 2)
+        factors = [self.whitener] if self.weight is None else [self.whitener, self.moments.centered_means().T]
+        # One product for both, because reading the residuals costs more than the arithmetic.
+        products = jnp.matmul(residual, jnp.concatenate(factors, axis=1), precision=HIGHEST)
+        whitened = jnp.sum(products[:, :rank] ** 2)
         counts = _moments.count_labels(labels, num_classes)
-        return ProbeTotals(counts, scatter, whitened, self._mismatches(residual, labels))
+        return ProbeTotals(counts, scatter, whitened, self._mismatches(features, products[:, rank:], labels))
 
-    def _mismatches(self, residual: Float[Array, "N d"], labels: Integer[Array, " N"]) -> Integer[Array, ""]:
-        if self.weight is None or self.mean_logits is None:
+    def _mismatches(
+        self, features: Float[Array, "N d"], residual_scores: Float[Array, "N s"], labels: Integer[Array, " N"]
+    ) -> Integer[Array, ""]:
+        if self.weight is None:
             return jnp.zeros((), jnp.int32)
+        # The network's own logits, so that where they tie the first class counts, as it does for the network.
+        logits = jnp.matmul(features.astype(self.weight.dtype), self.weight.T, precision=HIGHEST)
+        if self.bias is not None:
+            logits = logits + self.bias[None, :]
         # Scores as those of the class mean plus those of the residual: near collapse the residual is small, and a
         # product with the whole feature vector would round away what it contributes.
-        means = self.moments.centered_means()
-        scores = jnp.matmul(residual, means.T, precision=HIGHEST) + self.center_scores[labels]
-        logits = jnp.matmul(residual, self.weight.T, precision=HIGHEST) + self.mean_logits[labels]
+        scores = residual_scores + self.center_scores[labels]
         return jnp.sum(jnp.argmax(scores, axis=1) != jnp.argmax(logits, axis=1), dtype=jnp.int32)
 
 

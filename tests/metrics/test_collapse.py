@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestCentroid
 
 from nctheory import frames
-from nctheory.metrics import CollapseMetrics, collapse_metrics
+from nctheory.metrics import CollapseAccumulator, CollapseMetrics, collapse_metrics
 from nctheory.metrics import _moments as moments_module
 from tests.metrics import reference
 
@@ -77,12 +77,14 @@ def test_nearest_center_is_that_of_scikit_learn_and_the_bias_counts():
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tied_logits_count_for_the_first_class(dtype, streamed):
-    """Integers: the logits of the first two classes tie exactly, but class means in thirds and fifths are rounded."""
+    """Logits of integers tie exactly; class means of integers are rounded, and so would be logits made from them."""
     rng = np.random.default_rng(9)
     labels = np.repeat(np.arange(3), [15, 13, 11])
     features = (rng.integers(-9, 10, (39, 6)) + 20 * np.eye(3, 6, dtype=int)[labels]).astype(dtype)
     weight = rng.integers(-5, 6, (3, 6)).astype(dtype)
-    weight[1], bias = weight[0], np.array([3.0, 3.0, -40.0], dtype)
+    # The first two columns agree, and the first two classes weigh them differently to the same sum.
+    features[:, 1] = features[:, 0]
+    weight[1], bias = weight[0] + np.array([3, -3, 0, 0, 0, 0], dtype), np.array([3, 3, -40], dtype)
     logits = features @ weight.T + bias[None, :]
     assert np.mean((logits[:, 0] == logits[:, 1]) & (logits[:, 0] > logits[:, 2])) > 0.5
     expected = reference.collapse(features, labels, 3, weight, bias)["nc4_ncc_mismatch"]
