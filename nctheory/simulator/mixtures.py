@@ -155,7 +155,18 @@ def means_from_gram(gram: Float[AnyArray, "K K"], dim: int) -> Float[np.ndarray,
 
 
 def balanced_labels(num_labels: int, clusters_per_label: int) -> tuple[int, ...]:
-    """Coarse labels of consecutive clusters: 0, ..., 0, 1, ..., 1, ..."""
+    """Coarse labels of consecutive clusters: 0, ..., 0, 1, ..., 1, ...
+
+    Args:
+        num_labels: coarse labels, >= 2.
+        clusters_per_label: clusters in each, >= 1.
+
+    Returns:
+        One label a cluster.
+
+    Raises:
+        ValueError: if a count is no integer or too small.
+    """
     num_labels = _checks.integer("num_labels", num_labels, minimum=2)
     clusters_per_label = _checks.integer("clusters_per_label", clusters_per_label, minimum=1)
     return tuple(int(label) for label in np.repeat(np.arange(num_labels), clusters_per_label))
@@ -168,7 +179,20 @@ def mixture_from_gram(
     dim: int,
     noise_std: float | Sequence[float] = 0.0,
 ) -> GaussianMixture:
-    """Mixture whose means have the given Gram matrix (see `means_from_gram` for the checks)."""
+    """Mixture whose means have the given Gram matrix.
+
+    Args:
+        gram: inner products of the means, squared input units; symmetric, positive semidefinite.
+        coarse_labels: label of each cluster, 0..max, none left out.
+        dim: input dimension, at least the rank of `gram`.
+        noise_std: standard deviation of every input coordinate, one for all clusters or one each, >= 0, input units.
+
+    Returns:
+        The mixture; the means are unique up to a rotation.
+
+    Raises:
+        ValueError: as `means_from_gram` and `GaussianMixture`.
+    """
     return GaussianMixture(means_from_gram(gram, dim), np.asarray(noise_std, dtype=np.float64), tuple(coarse_labels))
 
 
@@ -193,6 +217,9 @@ def cosine_mixture(
         dim: input dimension, at least the rank of the Gram matrix.
         noise_std: standard deviation of every input coordinate.
 
+    Returns:
+        The mixture of `num_labels * clusters_per_label` clusters, in the order of `balanced_labels`.
+
     Raises:
         ValueError: if a bound above is violated or no such means exist (Gram matrix not positive semidefinite).
     """
@@ -216,6 +243,12 @@ def cross_pair_mixture(*, cosine: float, norm: float = 1.0, dim: int, noise_std:
         norm: length of every mean.
         dim: input dimension, >= 4 unless |cosine| = 1.
         noise_std: standard deviation of every input coordinate.
+
+    Returns:
+        The mixture of four clusters with labels 0, 0, 1, 1.
+
+    Raises:
+        ValueError: if a bound above is violated.
     """
     _checks.real("norm", norm, minimum=0, exclusive_minimum=True)
     _check_cosine("cosine", cosine)

@@ -41,7 +41,14 @@ class Model(nnx.Module):
     readout_bias: nnx.Variable | None
 
     def layer_features(self, x: Float[AnyArray, "N d"]) -> list[Float[Array, "N _"]]:
-        """Return the features of every hidden layer, the last one last."""
+        """Return the features of every hidden layer, the last one last.
+
+        Args:
+            x: inputs, one sample a row.
+
+        Returns:
+            One array a hidden layer, samples as rows.
+        """
         raise TypeError(f"{type(self).__name__} must define layer_features.")
 
     def features(self, x: Float[AnyArray, "N d"]) -> Float[Array, "N m"]:
@@ -134,7 +141,16 @@ class ModelSpec(Protocol):
     """A specification that builds a `Model` for given input and output sizes."""
 
     def build(self, input_dim: int, num_outputs: int, rngs: nnx.Rngs) -> Model:
-        """Build the module with weights drawn from `rngs`."""
+        """Build the module with weights drawn from `rngs`.
+
+        Args:
+            input_dim: columns of the inputs.
+            num_outputs: columns of the outputs.
+            rngs: random streams of the initial weights.
+
+        Returns:
+            The module.
+        """
         ...
 
 

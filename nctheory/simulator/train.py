@@ -200,20 +200,46 @@ def train(config: TrainConfig, key: Key[Array, ""]) -> History:
 
 
 def initial_model(config: TrainConfig, key: Key[Array, ""]) -> Model:
-    """Build the network that `train(config, key)` starts from."""
+    """Build the network that `train(config, key)` starts from.
+
+    Args:
+        config: the run.
+        key: PRNG key of the seed.
+
+    Returns:
+        The network with its initial weights.
+    """
     input_dim = jax.eval_shape(config.data.draw, key)[0].inputs.shape[1]
     rngs = nnx.Rngs(jax.random.fold_in(key, MODEL_STREAM))
     return config.model.build(input_dim, config.num_outputs, rngs)
 
 
 def trained_model(config: TrainConfig, key: Key[Array, ""], params: Any) -> Model:
-    """Put parameters that `History.params` kept (one seed, one record) back into their network."""
+    """Put parameters that `History.params` kept back into their network.
+
+    Args:
+        config: the run.
+        key: PRNG key of the seed, for whatever is not trained.
+        params: parameters of one seed at one record.
+
+    Returns:
+        The network.
+    """
     graph, _, frozen = _split(initial_model(config, key))
     return nnx.merge(graph, params, frozen)
 
 
 def data_loss(config: TrainConfig, outputs: Float[Array, "N C"], labels: Int[AnyArray, " N"]) -> Float[Array, ""]:
-    """Data term of the objective: the configured loss without weight decay."""
+    """Data term of the objective: the configured loss without weight decay.
+
+    Args:
+        config: the run; names the loss.
+        outputs: of the network, one column for the scalar losses, else one a label.
+        labels: label of each sample, 0..num_labels-1.
+
+    Returns:
+        Mean over samples, in the unit of the loss (nat for the logarithmic ones).
+    """
     if config.loss == "cross_entropy":
         return objectives.cross_entropy(outputs, labels)
     if config.loss == "mse":
@@ -225,7 +251,16 @@ def data_loss(config: TrainConfig, outputs: Float[Array, "N C"], labels: Int[Any
 
 
 def measurements(config: TrainConfig, model: Model, samples: Samples) -> Measurements:
-    """Measure a network on a sample set (see `Measurements`)."""
+    """Measure a network on a sample set.
+
+    Args:
+        config: the run that the network belongs to.
+        model: the network.
+        samples: inputs with both labellings.
+
+    Returns:
+        Loss, accuracy, mean outputs and structure of the features, as `Measurements` defines them.
+    """
     features = model.features(samples.inputs)
     outputs = model.outputs(features)
     weight, bias = _class_readout(model)
