@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from _coarse.claims import ARMS, controls_table, judge
+from _coarse.record import collect, score_names
+from _coarse.scoring import scorer
 from _coarse.store import cached
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from nctheory.vision import CoarseData
 
 EXPERIMENT = "coarse_labels"
-ENDS = ("initial", "final")
 # Beyond the streams that training derives from a key.
 REPLICA_STREAM = 1000
 
@@ -130,57 +131,33 @@ def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: in
 
 def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: Path) -> dict[str, dict[str, Any]]:
     """Score every (arm, seed); finished units are kept in `parts`, so that a killed run continues from them."""
-    import numpy as np
-    from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    from nctheory import vision
-
     parts.mkdir(exist_ok=True)
-
     result, features_of = sweeps["coarse"], make_features(config, data)
 
-    def unit(arm: str, row: int, column: int) -> dict[str, np.ndarray]:
+    def unit(arm: str, row: int, column: int) -> dict[str, Any]:
         seed = int(result.seeds[column])
+        iterations = {"embedding": config.tsne_iterations if column == 0 else None}
+        iterations["scores"] = config.tsne_iterations if column < config.num_tsne_seeds else None
 
         def compute():
-            features = features_of(result.history.params, row, column)
-            ends = (features[0][[0, -1]], features[1][[0, -1]])
-            if arm == "replica":
-                return {"clp": vision.scores_along_training(data, ends, seed=seed)["clp"]}
-            num_iterations = config.tsne_iterations if column < config.num_tsne_seeds else None
-            scores = vision.scores_along_training(data, features, seed=seed)
-            scores |= _scores_at_ends(data, ends, seed, arm, num_iterations)
-            if column == 0:
-                scores["embedding"] = vision.embeddings(ends[1], num_iterations=config.tsne_iterations)
-            return scores
+            return score(data, features_of(result.history.params, row, column), arm, seed, iterations)
 
-        return cached(parts / f"{arm}-{seed}.npz", compute)
+        return cached(parts / f"{arm}-{seed}.npz", score_names(arm, first=column == 0), compute)
 
     jobs = [(arm, i, j) for j in range(len(config.seeds)) for i, arm in enumerate((*ARMS, "replica"))]
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+    # A thread for every process computes the features, so that few of them are in memory at once.
+    with (
+        scorer(1 if config.smoke else os.cpu_count() or 1) as (score, num_workers),
+        ThreadPoolExecutor(num_workers) as pool,
+    ):
         try:
             done = list(tqdm(pool.map(lambda job: unit(*job), jobs), total=len(jobs), desc="cluster and probe"))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return {f"{arm}/{j}": scores for (arm, _, j), scores in zip(jobs, done, strict=True)}
-
-
-def _scores_at_ends(data: "CoarseData", ends, seed: int, arm: str, tsne_iterations: int | None):
-    """Slow scores at the last record; at the first one, which all arms share, in "plain" and without surrogates."""
-    import numpy as np
-
-    from nctheory import vision
-
-    tsne_iterations = None if arm == "standard_init" else tsne_iterations
-    first, last = ((ends[0][i : i + 1], ends[1][i : i + 1]) for i in (0, 1))
-    final = vision.scores_of_controls(data, last, seed=seed, tsne_iterations=tsne_iterations)
-    start = {name: np.full_like(values, np.nan) for name, values in final.items()}
-    if arm == "plain":
-        found = vision.scores_of_controls(data, first, seed=seed, num_surrogates=0, tsne_iterations=tsne_iterations)
-        start |= {name: values for name, values in found.items() if values.size}
-    return {name: np.concatenate([start[name], values]) for name, values in final.items()}
 
 
 def make_features(config: Config, data: "CoarseData"):
@@ -260,66 +237,6 @@ def run_sweeps(config: Config, plans: dict[str, list[Any]], parts: Path) -> dict
     }
 
 
-def collect(
-    config: Config, data: "CoarseData", sweeps: dict[str, Any], scores: dict[str, dict[str, Any]]
-) -> "xr.Dataset":
-    """Put everything that claims and figures need into one labelled data set."""
-    import numpy as np
-    import xarray as xr
-
-    from nctheory import vision
-
-    history, num_arms = sweeps["coarse"].history, len(ARMS)
-    stacked = {
-        name: np.stack([[scores[f"{arm}/{j}"][name] for j in range(len(config.seeds))] for arm in ARMS])
-        for name in scores["plain/0"]
-        if name != "embedding"
-    }
-    replica = np.stack([scores[f"replica/{j}"]["clp"] for j in range(len(config.seeds))])
-    along, ends, classes = ("arm", "seed", "step"), ("arm", "seed", "end"), ("fine", "other_fine")
-    unit = {"units": "dimensionless"}
-    squared = {"units": "squared feature units"}
-    fine = history.train.fine
-    variables: dict[str, Any] = {name: (along, stacked[name], unit) for name in vision.SCORES}
-    variables |= {name: (ends, stacked[name], unit) for name in ("clp_tsne", "fine_probe")}
-    for name in ("surrogate", "surrogate_explained_variance"):
-        variables[name] = ((*ends, "draw"), stacked[name], unit)
-    variables |= {
-        "loss": (along, history.train.loss[:num_arms], {"units": "nat"}),
-        "train_accuracy": (along, history.train.accuracy[:num_arms], unit),
-        "test_accuracy": (along, history.fresh.accuracy[:num_arms], unit),
-        "coarse_ratio": (along, fine.coarse_ratio[:num_arms], unit),
-        "ratio": (along, fine.ratio[:num_arms], unit),
-        "separation": (along, fine.separation[:num_arms], unit),
-        "class_distances": ((*along, *classes), fine.class_distances[:num_arms], squared),
-        "within_variances": ((*along, "fine"), fine.within_variances[:num_arms], squared),
-        "replica_clp": (("seed", "end"), replica, unit),
-        "ordinary_accuracy": ("seed", sweeps["ordinary"].history.fresh.accuracy[0, :, -1], unit),
-        "finite": (("arm", "seed"), sweeps["coarse"].finite[:num_arms]),
-        "coarse_label": ("fine", np.asarray(data.label_map.table)),
-        "embedding": (
-            ("arm", "end", "sample", "plane"),
-            np.stack([scores[f"{arm}/0"]["embedding"] for arm in ARMS]),
-            unit,
-        ),
-        "sample_class": ("sample", data.fine[1]),
-    }
-    variables |= {
-        name: ((), value, unit)
-        for name, value in vision.scores_of_inputs(data, tsne_iterations=config.tsne_iterations).items()
-    }
-    coordinates = {
-        "arm": list(ARMS),
-        "seed": sweeps["coarse"].seeds.astype(np.int64),
-        "step": np.asarray(history.steps[0, 0]).astype(np.int64),
-        "end": list(ENDS),
-        "fine": list(data.class_names),
-        "other_fine": list(data.class_names),
-    }
-    title = f"{config.dataset}, labels {config.labels}, network {config.network}"
-    return xr.Dataset(variables, coordinates, {"title": title, "smoke": int(config.smoke)})
-
-
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code."""
     from nctheory import plotting
@@ -366,7 +283,9 @@ def run(config: Config) -> int:
         sweeps = run_sweeps(sized, plans, folder.parts)
         began = time.perf_counter()
         scores = evaluate(sized, data, sweeps, folder.parts / "scores")
-        history = collect(sized, data, sweeps, scores)
+        title = f"{sized.dataset}, labels {sized.labels}, network {sized.network}"
+        attributes = {"title": title, "smoke": int(sized.smoke)}
+        history = collect(data, sweeps, scores, attributes, tsne_iterations=sized.tsne_iterations)
         folder.write_history(history)
         folder.write_manifest(
             device=str(jax.devices()[0].device_kind),
