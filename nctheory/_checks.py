@@ -140,3 +140,16 @@ def no_empty_class(name: str, value: Any, *, num_classes: int) -> None:
         raise ArgumentError(
             f"Argument `{name}` must contain every class 0..{num_classes - 1}, but has no sample of {missing.tolist()}."
         )
+
+
+def nested(name: str, fine_labels: Any, labels: Any) -> None:
+    """Check that the samples of each fine class share one label; tracers pass unchecked."""
+    if not (is_concrete(labels) and is_concrete(fine_labels)):
+        return
+    pairs = np.unique(np.stack([np.asarray(fine_labels), np.asarray(labels)]).astype(np.int64), axis=1)
+    fine, times = np.unique(pairs[0], return_counts=True)
+    if (times > 1).any():
+        raise ArgumentError(
+            f"Argument `{name}` must hold classes that lie within one label each, but classes "
+            f"{fine[times > 1].tolist()} occur under several labels."
+        )

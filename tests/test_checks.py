@@ -27,6 +27,7 @@ def test_passes():
     _checks.labels("labels", np.array([0, 2]), num_classes=3, length=2)
     _checks.labels("labels", jnp.array([], jnp.int32), num_classes=3)
     _checks.no_empty_class("labels", np.array([1, 0, 1]), num_classes=2)
+    _checks.nested("fine_labels", np.array([2, 0, 2, 1]), jnp.array([0, 1, 0, 0]))
 
 
 X = np.zeros((3, 2))
@@ -98,6 +99,11 @@ X = np.zeros((3, 2))
             lambda: _checks.no_empty_class("y", np.array([0, 3]), num_classes=4),
             "Argument `y` must contain every class 0..3, but has no sample of [1, 2].",
         ),
+        (
+            lambda: _checks.nested("f", np.array([0, 1, 1, 2, 2]), jnp.array([0, 0, 1, 1, 0])),
+            "Argument `f` must hold classes that lie within one label each, but classes [1, 2] occur under several "
+            "labels.",
+        ),
     ],
 )
 def test_refusals_word_by_word(call, message):
@@ -131,6 +137,7 @@ def test_traced_values_pass_and_their_shapes_do_not():
         _checks.finite("x", x)
         _checks.labels("y", y, num_classes=2)
         _checks.no_empty_class("y", y, num_classes=2)
+        _checks.nested("y", np.array([0, 0]), y)
         return x
 
     got = function(jnp.array([-1.0, jnp.nan]), jnp.array([5, 7]))

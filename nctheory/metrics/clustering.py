@@ -5,6 +5,7 @@ Runs on the host (NumPy, SciPy, scikit-learn, openTSNE), each imported where it 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,8 @@ from jaxtyping import Float, Int
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
-from nctheory.metrics.transfer import (
-    _checked_labels,
-    _checked_pair,
-    _host,
-    _one_thread,
-    _squared_distances,
-    linear_probe,
-)
+from nctheory.metrics._host import checked_labels, checked_pair, host_rows, nearest_center, one_thread
+from nctheory.metrics.transfer import linear_probe
 
 METHODS = ("kmeans", "tsne_kmeans")
 
@@ -55,18 +50,6 @@ class ClusterProbe:
     pseudo_labels: Int[np.ndarray, " N"]
     test_predictions: Int[np.ndarray, " M"]
     converged: bool
-
-
-def _fine_to_coarse(coarse: np.ndarray, fine: np.ndarray) -> dict[int, int]:
-    """Read the map off the labels; a fine class with two coarse labels is an error."""
-    pairs = np.unique(np.stack([fine, coarse], axis=1), axis=0)
-    classes, counts = np.unique(pairs[:, 0], return_counts=True)
-    if counts.max() > 1:
-        raise ArgumentError(
-            "Argument `train_coarse` must give every fine class one coarse label, but fine classes "
-            f"{classes[counts > 1].tolist()} have several."
-        )
-    return dict(pairs.tolist())
 
 
 def _counts_per_label(clusters_per_label: int | Sequence[int] | None, coarse: np.ndarray, table: dict) -> np.ndarray:
@@ -110,7 +93,7 @@ def tsne_embedding(
     _checks.shape("features", features, ("N", "d"))
     if len(features) < 4:
         raise ArgumentError(f"Argument `features` must have at least 4 rows, but has {len(features)}.")
-    points = _host("features", features)
+    points = host_rows("features", features)
     _checks.real("perplexity", perplexity, minimum=0.0, exclusive_minimum=True)
     early = _checks.integer("num_iterations", num_iterations, minimum=3) // 3
     from openTSNE import TSNE
@@ -118,12 +101,15 @@ def tsne_embedding(
     # openTSNE uses 3 * perplexity neighbours; small groups get the largest perplexity that they allow.
     options: dict[str, Any] = {"perplexity": min(perplexity, (len(points) - 1) / 3)}
     options |= {"early_exaggeration_iter": early, "n_iter": num_iterations - early, "random_state": seed}
-    with _one_thread():
+    with one_thread():
         return np.asarray(TSNE(initialization="pca", negative_gradient_method="bh", **options).fit(points))
 
 
-def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, seed: int, reduce: Callable):
-    """Cluster inside each coarse label; clusters are numbered through in label order."""
+def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, seed: int, embed: Callable | None):
+    """Cluster inside each coarse label; clusters are numbered through in label order.
+
+    Points are embedded first where there is an `embed` and it can: four points are the fewest.
+    """
     from sklearn.cluster import KMeans
 
     pseudo = np.zeros(len(features), dtype=np.int64)
@@ -136,9 +122,10 @@ def _cluster(features: np.ndarray, coarse: np.ndarray, counts: np.ndarray, seed:
         if min(count, distinct) <= 1:
             pseudo[mine] = offsets[label]
             continue
+        points = embed(points) if embed is not None and len(points) >= 4 else points
         options: dict[str, Any] = {"n_clusters": min(count, distinct), "n_init": 10, "random_state": seed}
         model = KMeans(**options)
-        pseudo[mine] = offsets[label] + model.fit_predict(reduce(points))
+        pseudo[mine] = offsets[label] + model.fit_predict(points)
     return pseudo, np.repeat(np.arange(len(counts)), counts)
 
 
@@ -165,10 +152,18 @@ def _explained_variance(features: np.ndarray, coarse: np.ndarray, pseudo: np.nda
     return 1 - scatter(pseudo) / total if total > 0 else float("nan")
 
 
-def _nearest_cluster(train: np.ndarray, pseudo: np.ndarray, test: np.ndarray) -> np.ndarray:
-    present = np.unique(pseudo)
-    centers = np.stack([train[pseudo == cluster].mean(axis=0) for cluster in present])
-    return present[np.argmin(_squared_distances(test, centers), axis=1)]
+def _checked_sets(train_features, train_coarse, test_features, test_coarse, train_fine, test_fine):
+    """Features, coarse labels and original classes of both sets on the host, and the map of classes to labels."""
+    train, test = checked_pair(train_features, test_features)
+    coarse = checked_labels("train_coarse", train_coarse, len(train))
+    num_coarse = int(coarse.max()) + 1
+    _checks.no_empty_class("train_coarse", coarse, num_classes=num_coarse)
+    coarse_truth = checked_labels("test_coarse", test_coarse, len(test), num_coarse)
+    fine = checked_labels("train_fine", train_fine, len(train))
+    truth = checked_labels("test_fine", test_fine, len(test))
+    _checks.nested("train_fine", fine, coarse)
+    table = dict(sorted(set(zip(fine.tolist(), coarse.tolist(), strict=True))))
+    return (train, coarse, fine), (test, coarse_truth, truth), table
 
 
 def cluster_and_probe(
@@ -227,33 +222,22 @@ def cluster_and_probe(
         Yang, Steinhardt, Hu (ICML 2023) rebuild CIFAR-10's ten classes from five merged ones by clustering and score
         them on the test set. Steps and settings here are this project's own reconstruction, not the paper's.
     """
-    train, test = _checked_pair(train_features, test_features)
-    coarse = _checked_labels("train_coarse", train_coarse, len(train))
-    num_coarse = int(coarse.max()) + 1
-    _checks.no_empty_class("train_coarse", coarse, num_classes=num_coarse)
-    coarse_truth = _checked_labels("test_coarse", test_coarse, len(test), num_coarse)
-    fine = _checked_labels("train_fine", train_fine, len(train))
-    truth = _checked_labels("test_fine", test_fine, len(test))
+    sets = _checked_sets(train_features, train_coarse, test_features, test_coarse, train_fine, test_fine)
+    (train, coarse, fine), (test, coarse_truth, truth), table = sets
     _checks.choice("method", method, METHODS)
     seed = _checks.integer("seed", seed, minimum=0)
     _checks.real("perplexity", perplexity, minimum=0.0, exclusive_minimum=True)
-    table = _fine_to_coarse(coarse, fine)
     counts = _counts_per_label(clusters_per_label, coarse, table)
-
-    def reduce(points: np.ndarray) -> np.ndarray:
-        if method == "kmeans" or len(points) < 4:
-            return points
-        return tsne_embedding(points, seed=seed, perplexity=perplexity, num_iterations=tsne_iterations)
-
-    with _one_thread():
-        pseudo, cluster_label = _cluster(train, coarse, counts, seed, reduce)
+    embed = partial(tsne_embedding, seed=seed, perplexity=perplexity, num_iterations=tsne_iterations)
+    with one_thread():
+        pseudo, cluster_label = _cluster(train, coarse, counts, seed, embed if method == "tsne_kmeans" else None)
     matching = _match(pseudo, fine, cluster_label, table)
     probe = linear_probe(train, pseudo, test, inverse_penalty=inverse_penalty, max_iterations=max_iterations)
     coarse_right = cluster_label[probe.test_predictions] == coarse_truth
     return ClusterProbe(
         accuracy=float(np.mean(matching[probe.test_predictions] == truth)),
         train_agreement=float(np.mean(matching[pseudo] == fine)),
-        nearest_cluster_accuracy=float(np.mean(matching[_nearest_cluster(train, pseudo, test)] == truth)),
+        nearest_cluster_accuracy=float(np.mean(matching[nearest_center(train, pseudo, test)] == truth)),
         ceiling=float(np.mean(coarse_right)),
         chance=float(np.mean(coarse_right / counts[coarse_truth])),
         explained_variance=_explained_variance(train, coarse, pseudo),
@@ -293,8 +277,8 @@ def surrogate_features(
         Derived here.
     """
     _checks.shape("features", features, ("N", "d"))
-    original = _host("features", features)
-    labels = _checked_labels("coarse_labels", coarse_labels, len(original))
+    original = host_rows("features", features)
+    labels = checked_labels("coarse_labels", coarse_labels, len(original))
     generator = np.random.default_rng(_checks.integer("seed", seed, minimum=0))
     result = original.copy()
     for label in np.unique(labels):
@@ -302,7 +286,7 @@ def surrogate_features(
         mean = original[mine].mean(axis=0)[None, :]
         rank = min(int(np.sum(mine)) - 1, original.shape[1])
         noise = generator.standard_normal((int(np.sum(mine)), rank))
-        with _one_thread():
+        with one_thread():
             _, singular_values, directions = np.linalg.svd(original[mine] - mean, full_matrices=False)
             # QR of centred Gaussian columns is uniform on frames orthogonal to the ones vector, up to the signs of R.
             frame, triangle = np.linalg.qr(noise - noise.mean(axis=0)[None, :])

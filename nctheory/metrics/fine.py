@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from nctheory import _checks
-from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
@@ -95,20 +94,8 @@ def fine_structure(
     _checks.labels("fine_labels", fine_labels, num_classes=num_fine, length=np.shape(features)[0])
     _checks.no_empty_class("labels", labels, num_classes=num_classes)
     _checks.no_empty_class("fine_labels", fine_labels, num_classes=num_fine)
-    _check_nested(labels, fine_labels)
+    _checks.nested("fine_labels", fine_labels, labels)
     return _fine_structure(features, labels, fine_labels, num_classes=int(num_classes), num_fine=int(num_fine))
-
-
-def _check_nested(labels: Any, fine_labels: Any) -> None:
-    if not (_checks.is_concrete(labels) and _checks.is_concrete(fine_labels)):
-        return
-    pairs = np.unique(np.stack([np.asarray(fine_labels), np.asarray(labels)]).astype(np.int64), axis=1)
-    fine, times = np.unique(pairs[0], return_counts=True)
-    if (times > 1).any():
-        raise ArgumentError(
-            f"Argument `fine_labels` must hold classes that lie within one label each, but classes "
-            f"{fine[times > 1].tolist()} occur under several labels."
-        )
 
 
 @partial(jax.jit, static_argnames=("num_classes", "num_fine"))

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nctheory import _checks
-from nctheory._errors import ArgumentError
 from nctheory.simulator.mixtures import GaussianMixture, Samples, cluster_sizes
 
 
@@ -29,7 +28,14 @@ class DataSource(Protocol):
         ...
 
     def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples | None]:
-        """Return the training samples and the fresh samples, if any, of one seed."""
+        """Return the training samples and the fresh samples, if any, of one seed.
+
+        Args:
+            key: PRNG key of the seed; data that are fixed ignore it.
+
+        Returns:
+            Training samples, and fresh samples or None.
+        """
         ...
 
 
@@ -73,7 +79,14 @@ class MixtureData:
         return self.mixture.num_clusters
 
     def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples | None]:
-        """Draw the training and the fresh samples of one seed from two independent streams of `key`."""
+        """Draw the training and the fresh samples of one seed.
+
+        Args:
+            key: PRNG key of the seed; the two sets come from independent streams of it.
+
+        Returns:
+            Training samples, and fresh samples or None if `fresh_per_cluster` is None.
+        """
         train = self.mixture.sample(jax.random.fold_in(key, 0), self.samples_per_cluster)
         if self.fresh_per_cluster is None:
             return train, None
@@ -114,12 +127,7 @@ class FixedData:
             _checks.labels(f"{name}.fine_labels", samples.fine_labels, num_classes=self.num_fine, length=num_samples)
         _checks.no_empty_class("train.labels", self.train.labels, num_classes=self.num_labels)
         _checks.no_empty_class("train.fine_labels", self.train.fine_labels, num_classes=self.num_fine)
-        pairs = np.unique(np.stack([np.asarray(self.train.fine_labels), np.asarray(self.train.labels)]), axis=1)
-        if pairs.shape[1] > self.num_fine:
-            torn = np.flatnonzero(np.bincount(pairs[0]) > 1).tolist()
-            raise ArgumentError(
-                f"Argument `train.fine_labels` must refine `train.labels`, but classes {torn} have several."
-            )
+        _checks.nested("train.fine_labels", self.train.fine_labels, self.train.labels)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
         """Return the two sets unchanged, inputs in the default float dtype; `key` is not used."""

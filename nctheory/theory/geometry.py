@@ -298,17 +298,11 @@ def fine_structure_from_gram(
         num_fine = _checks.integer("num_fine", num_fine, minimum=1)
         _checks.labels("fine_labels", fine_labels, num_classes=num_fine, length=size)
         _checks.no_empty_class("fine_labels", fine_labels, num_classes=num_fine)
+        _checks.nested("fine_labels", fine_labels, labels)
     labels, fine_labels = jnp.asarray(labels), jnp.asarray(fine_labels)
-    lowest = jax.ops.segment_min(labels, fine_labels, num_segments=num_fine)
-    highest = jax.ops.segment_max(labels, fine_labels, num_segments=num_fine)
-    if _checks.is_concrete(lowest) and bool(jnp.any(lowest != highest)):
-        offender = int(jnp.argmax(lowest != highest))
-        raise ArgumentError(
-            f"Argument `fine_labels` must refine `labels`, but cluster {offender} has labels "
-            f"{int(lowest[offender])} and {int(highest[offender])}."
-        )
+    cluster_labels = jax.ops.segment_min(labels, fine_labels, num_segments=num_fine)
     gram = as_float(feature_gram, float_dtype(feature_gram))
-    return _fine_structure(gram, labels, fine_labels, lowest, num_classes, num_fine)
+    return _fine_structure(gram, labels, fine_labels, cluster_labels, num_classes, num_fine)
 
 
 def _group_means(gram, groups, num_groups):

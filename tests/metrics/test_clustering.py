@@ -211,7 +211,10 @@ def test_bad_input_to_the_embedding(change, message, own_errors):
         ({"test_features": np.zeros((3, 7))}, r"Argument `test_features` must have shape \(M, 8\)"),
         ({"train_coarse": np.full(240, 1)}, r"Argument `train_coarse` must contain every class.*no sample of \[0\]"),
         ({"test_coarse": np.full(360, 3)}, r"Argument `test_coarse` must lie in 0..2, but spans 3..3"),
-        ({"train_fine": np.zeros(240, int)}, r"must give every fine class one coarse label, but fine classes \[0\]"),
+        (
+            {"train_fine": np.zeros(240, int)},
+            r"`train_fine` must hold classes that lie within one label each, but classes \[0\]",
+        ),
         ({"test_fine": np.zeros(360)}, r"Argument `test_fine` must hold integers"),
         ({"method": "spectral"}, r"Argument `method` must be one of \['kmeans', 'tsne_kmeans'\]"),
         ({"seed": -1}, r"Argument `seed` must be an integer >= 0"),

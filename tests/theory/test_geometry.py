@@ -279,7 +279,9 @@ def test_errors(own_errors):
         theory.fine_structure_from_gram(np.ones((3, 2)), labels, num_classes=2)
     with pytest.raises(ValueError, match=r"`labels` must contain every class 0\.\.2"):
         theory.fine_structure_from_gram(gram, labels, num_classes=3)
-    with pytest.raises(ValueError, match="`fine_labels` must refine `labels`, but cluster 1 has labels 0 and 1"):
+    with pytest.raises(
+        ValueError, match=r"`fine_labels` must hold classes that lie within one label each, but classes \[1\]"
+    ):
         theory.fine_structure_from_gram(gram, labels, np.array([0, 1, 1]), num_classes=2, num_fine=2)
     with pytest.raises(ValueError, match="`num_fine` must be an integer"):
         theory.fine_structure_from_gram(gram, labels, labels, num_classes=2)
