@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from nctheory.runs import RunFolderError
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "coarse_labels.py"
 
@@ -25,14 +27,19 @@ def smoke(tmp_path_factory):
     return out, _command(SCRIPT, "--smoke", "--out", out)
 
 
-@pytest.fixture(scope="module")
-def claims_module():
-    """The experiment's claims, loaded by path: experiments are scripts and no package."""
-    path = ROOT / "experiments" / "_coarse" / "claims.py"
-    spec = importlib.util.spec_from_file_location("coarse_claims", path)
+def load(name):
+    """A part of the experiment, loaded by path: experiments are scripts and no package."""
+    path = ROOT / "experiments" / "_coarse" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"coarse_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def claims_module():
+    """The experiment's claims."""
+    return load("claims")
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
@@ -76,6 +83,22 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
     assert result.returncode == 0, result.stderr
     with xr.open_dataset(out / "history.nc") as after:
         xr.testing.assert_identical(before, after.load())
+
+
+@pytest.mark.parametrize("case", ["foreign", "incomplete", "truncated"])
+def test_scores_of_something_else_are_refused_by_name(case, tmp_path):
+    store = load("store")
+    path = tmp_path / "plain-1.npz"
+    arrays = {"clp": np.ones(2), "fine_probe": np.zeros(1)}
+    assert store.cached(path, arrays, lambda: arrays).keys() == arrays.keys()
+    np.testing.assert_array_equal(store.cached(path, arrays, pytest.fail)["clp"], arrays["clp"])
+    if case == "truncated":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        np.savez(path, **({"x": np.ones(2)} if case == "foreign" else {"clp": np.ones(2)}))
+    message = "plain-1.npz is corrupted" if case == "truncated" else r"plain-1.npz is not of this .* 'fine_probe'\]"
+    with pytest.raises(RunFolderError, match=message):
+        store.cached(path, arrays, pytest.fail)
 
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
