@@ -144,7 +144,7 @@ def _similarity(axis: "Axes", data: "xr.Dataset") -> None:
         _points(axis, steps, values, color, marker, f"{float(values.same_cosine):g}")
         axis.plot(steps, values.mean("seed"), color=color, linewidth=0.8)
     axis.axhline(0.5, color=GREY, linewidth=0.7, linestyle="--")
-    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="q, dimensionless", ylim=(1e-5, 2))
+    axis.set(xscale="log", yscale="log", xlabel="training step", ylabel="q, dimensionless", ylim=(1e-6, 2))
     _title(axis, "(e) L2 similar clusters merge")
     axis.legend(loc="lower left", title="same-label cosine", title_fontsize=7, ncols=2)
 
@@ -180,7 +180,7 @@ def _geometry(axis: "Axes", data: "xr.Dataset") -> None:
         axis.plot(decay, one.predicted.mean("seed"), color=color, linewidth=1)
     ridge = final.sel(geometry="cross_pair").ridge.mean("seed")
     axis.plot(decay, ridge, color=GREY, linewidth=1, linestyle="--", label="ridge (control)")
-    axis.set(xlabel="weight decay λ", ylabel="q, dimensionless", ylim=(0, None))
+    axis.set(xlabel="weight decay λ", ylabel="q, dimensionless", ylim=(0, 1.5 * float(ridge.max())))
     _title(axis, "(g) L3 convex programme")
     axis.legend(loc="upper left", handlelength=1.2)
 
