@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nctheory._cli import RunOptions, compile_in_a_hurry, run_main
+from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Config(RunOptions):
         """Check the options."""
         super().__post_init__()
         if self.smoke and self.paper:
-            raise ValueError("Argument `paper` must be off when `smoke` is on, but both are on.")
+            raise ArgumentError("Argument `paper` must be off when `smoke` is on, but both are on.")
 
     @property
     def preset(self) -> str:

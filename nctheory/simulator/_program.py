@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import Mesh
 
+from nctheory._errors import ArgumentError
 from nctheory.simulator._parts import PartStore
 
 # Working set of a chunk on a CPU and the share of an accelerator's memory to use. Half of a usual second-level cache:
@@ -38,7 +39,7 @@ class Rows:
         treedef = flat[0][1]
         for index, (leaves, other) in enumerate(flat):
             if other != treedef or [np.shape(a) for a in leaves] != [np.shape(a) for a in flat[0][0]]:
-                raise ValueError(
+                raise ArgumentError(
                     f"Argument `configs` must share static fields and shapes, but condition {index} differs from 0; "
                     "run one sweep for each."
                 )

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory.simulator import _program
 from nctheory.simulator._parts import PartStore
 
@@ -90,7 +91,7 @@ def grid(config: Any, **axes: Sequence[Any]) -> Grid:
     configs, conditions = [], []
     for name, values in axes.items():
         if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or not len(values):
-            raise ValueError(f"Argument `{name}` must list at least one value, but is {values!r}.")
+            raise ArgumentError(f"Argument `{name}` must list at least one value, but is {values!r}.")
     for values in product(*axes.values()):
         changed = config
         for name, value in zip(axes, values, strict=True):
@@ -315,7 +316,7 @@ class PreparedSweep:
 def _as_grid(configs: Any) -> Grid:
     if isinstance(configs, list | tuple):
         if not configs:
-            raise ValueError("Argument `configs` must hold at least one configuration, but is empty.")
+            raise ArgumentError("Argument `configs` must hold at least one configuration, but is empty.")
         return Grid(tuple(configs), tuple({"condition": i} for i in range(len(configs))))
     return Grid((configs,), ({},))
 
@@ -323,7 +324,7 @@ def _as_grid(configs: Any) -> Grid:
 def _replace(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
     fields = list(getattr(config, "__dataclass_fields__", ()))
     if path[0] not in fields:
-        raise ValueError(f"Argument `{name}` must name a field of {type(config).__name__}, one of {fields}.")
+        raise ArgumentError(f"Argument `{name}` must name a field of {type(config).__name__}, one of {fields}.")
     new = value if len(path) == 1 else _replace(getattr(config, path[0]), path[1:], value, name)
     return dataclasses.replace(config, **{path[0]: new})
 
@@ -334,11 +335,12 @@ def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
     else:
         values = list(range(_checks.integer("seeds", seeds, minimum=1)))
     if not values:
-        raise ValueError("Argument `seeds` must hold at least one seed, but is empty.")
+        raise ArgumentError("Argument `seeds` must hold at least one seed, but is empty.")
     if len(set(values)) < len(values):
-        raise ValueError(f"Argument `seeds` must not repeat a seed, but has {len(values) - len(set(values))} repeats.")
+        repeats = len(values) - len(set(values))
+        raise ArgumentError(f"Argument `seeds` must not repeat a seed, but has {repeats} repeats.")
     if max(values) >= 2**32:
-        raise ValueError(f"Argument `seeds` must lie below 2**32, but reaches {max(values)}.")
+        raise ArgumentError(f"Argument `seeds` must lie below 2**32, but reaches {max(values)}.")
     return np.asarray(values, dtype=np.uint32)
 
 
