@@ -1,8 +1,22 @@
 """Simulator: mixtures, networks, training and seed sweeps. It never imports `nctheory.theory`."""
 
+from nctheory.simulator.curvature import HessianSpectrum as HessianSpectrum
+from nctheory.simulator.curvature import hessian_spectrum as hessian_spectrum
 from nctheory.simulator.data import DataSource as DataSource
 from nctheory.simulator.data import FixedData as FixedData
 from nctheory.simulator.data import MixtureData as MixtureData
+from nctheory.simulator.deep_linear import DeepLinear as DeepLinear
+from nctheory.simulator.deep_linear import DeepLinearSpec as DeepLinearSpec
+from nctheory.simulator.descent import DescentConfig as DescentConfig
+from nctheory.simulator.descent import DescentHistory as DescentHistory
+from nctheory.simulator.descent import descend as descend
+from nctheory.simulator.free_features import UfmParams as UfmParams
+from nctheory.simulator.free_features import UfmProblem as UfmProblem
+from nctheory.simulator.free_features import average_classes as average_classes
+from nctheory.simulator.free_features import repeat_classes as repeat_classes
+from nctheory.simulator.layer_geometry import FrameTargets as FrameTargets
+from nctheory.simulator.layer_geometry import LayerGeometry as LayerGeometry
+from nctheory.simulator.layer_geometry import layer_geometry as layer_geometry
 from nctheory.simulator.mixtures import GaussianMixture as GaussianMixture
 from nctheory.simulator.mixtures import Samples as Samples
 from nctheory.simulator.mixtures import balanced_labels as balanced_labels
@@ -18,6 +32,10 @@ from nctheory.simulator.models import TwoLayer as TwoLayer
 from nctheory.simulator.models import TwoLayerSpec as TwoLayerSpec
 from nctheory.simulator.models import UnconstrainedFeatures as UnconstrainedFeatures
 from nctheory.simulator.models import UnconstrainedFeaturesSpec as UnconstrainedFeaturesSpec
+from nctheory.simulator.solver import UfmMinimum as UfmMinimum
+from nctheory.simulator.solver import minimize as minimize
+from nctheory.simulator.solver import minimize_from as minimize_from
+from nctheory.simulator.solver import solve as solve
 from nctheory.simulator.sweep import Grid as Grid
 from nctheory.simulator.sweep import PreparedSweep as PreparedSweep
 from nctheory.simulator.sweep import SweepResult as SweepResult

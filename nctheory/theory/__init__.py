@@ -1,5 +1,14 @@
 """Predictions, one law a file; nothing here trains a network, so agreement with a simulation is evidence."""
 
+from nctheory.theory.ce_convex import CeConvexMinimizer as CeConvexMinimizer
+from nctheory.theory.ce_convex import ce_ufm_convex as ce_ufm_convex
+from nctheory.theory.ce_deep import CeDeepSolution as CeDeepSolution
+from nctheory.theory.ce_deep import ce_deep_etf_loss as ce_deep_etf_loss
+from nctheory.theory.ce_deep import ce_deep_low_rank_loss as ce_deep_low_rank_loss
+from nctheory.theory.ce_nonnegative import CeNonnegativeMinimizer as CeNonnegativeMinimizer
+from nctheory.theory.ce_nonnegative import ce_nonnegative_minimizer as ce_nonnegative_minimizer
+from nctheory.theory.ce_ufm import CeUfmMinimizer as CeUfmMinimizer
+from nctheory.theory.ce_ufm import ce_ufm_minimizer as ce_ufm_minimizer
 from nctheory.theory.free_features import FreeFeaturesMinimizer as FreeFeaturesMinimizer
 from nctheory.theory.free_features import free_features_minimizer as free_features_minimizer
 from nctheory.theory.geometry import GeometrySolution as GeometrySolution
@@ -10,10 +19,25 @@ from nctheory.theory.geometry import solve_nuclear_norm as solve_nuclear_norm
 from nctheory.theory.kernels import ReluInitialStructure as ReluInitialStructure
 from nctheory.theory.kernels import expected_relu_distances as expected_relu_distances
 from nctheory.theory.kernels import relu_kernel as relu_kernel
+from nctheory.theory.layer_peeled import LayerPeeledThreshold as LayerPeeledThreshold
+from nctheory.theory.layer_peeled import layer_peeled_threshold as layer_peeled_threshold
 from nctheory.theory.memory import expected_initial_distance as expected_initial_distance
 from nctheory.theory.memory import memory_distance as memory_distance
 from nctheory.theory.memory import memory_factor as memory_factor
 from nctheory.theory.memory import memory_half_life as memory_half_life
+from nctheory.theory.minority_collapse import MinorityCollapse as MinorityCollapse
+from nctheory.theory.minority_collapse import ce_minority_collapse as ce_minority_collapse
+from nctheory.theory.minority_collapse import ce_minority_ratio as ce_minority_ratio
+from nctheory.theory.minority_collapse import mse_minority_collapse as mse_minority_collapse
+from nctheory.theory.mse_ufm import MseUfmMinimizer as MseUfmMinimizer
+from nctheory.theory.mse_ufm import UfmParameters as UfmParameters
+from nctheory.theory.mse_ufm import mse_ufm_minimizer as mse_ufm_minimizer
+from nctheory.theory.mse_ufm import mse_ufm_representative as mse_ufm_representative
+from nctheory.theory.mse_ufm_limits import UnregularizedMseLimit as UnregularizedMseLimit
+from nctheory.theory.mse_ufm_limits import tirer_bruna_minimizer as tirer_bruna_minimizer
+from nctheory.theory.mse_ufm_limits import unregularized_mse_limit as unregularized_mse_limit
 from nctheory.theory.relu_limits import ReluLimit as ReluLimit
 from nctheory.theory.relu_limits import relu_features as relu_features
 from nctheory.theory.relu_limits import relu_limit as relu_limit
+from nctheory.theory.seli import SeliGeometry as SeliGeometry
+from nctheory.theory.seli import seli as seli

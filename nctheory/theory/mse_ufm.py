@@ -65,6 +65,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.theory._common import Scalar, as_float, float_dtype
 from nctheory.theory._modes import TIE_SPACINGS, threshold
@@ -251,7 +252,7 @@ def mse_ufm_representative(minimizer: MseUfmMinimizer, widths: Sequence[int] | N
     depth, kept = minimizer.depth, min(minimizer.rank, num_modes)
     widths = _check_widths(widths, depth) or minimizer.widths or (num_classes,) * depth
     if min(widths) < kept:
-        raise ValueError(f"Argument `widths` must be >= {kept}, the number of modes kept, but is {list(widths)}.")
+        raise ArgumentError(f"Argument `widths` must be >= {kept}, the number of modes kept, but is {list(widths)}.")
     axes = [jnp.eye(kept, width, dtype=minimizer.loss.dtype) for width in widths]
     values = minimizer.layer_singular_values[:, :kept]
     outputs = [axis.T for axis in axes[1:]] + [minimizer.mode_vectors[:, :kept]]
@@ -334,12 +335,12 @@ def _check_problem(class_sizes, weight_decay, feature_decay, depth) -> tuple[int
     _checks.shape("class_sizes", class_sizes, ("K",))
     num_classes = np.shape(class_sizes)[0]
     if num_classes < 2:
-        raise ValueError(f"Argument `class_sizes` must hold at least 2 classes, but holds {num_classes}.")
+        raise ArgumentError(f"Argument `class_sizes` must hold at least 2 classes, but holds {num_classes}.")
     _checks.real("class_sizes", class_sizes, minimum=1.0)
     if _checks.is_concrete(class_sizes):
         sizes = np.asarray(class_sizes)
         if (sizes != np.floor(sizes)).any():
-            raise ValueError(f"Argument `class_sizes` must hold whole numbers, but is {sizes.tolist()}.")
+            raise ArgumentError(f"Argument `class_sizes` must hold whole numbers, but is {sizes.tolist()}.")
     if isinstance(weight_decay, Sequence):
         _checks.shape("weight_decay", weight_decay, (depth,))
         for value in weight_decay:
@@ -358,7 +359,7 @@ def _check_widths(widths: Sequence[int] | None, depth: int) -> tuple[int, ...] |
     if widths is None:
         return None
     if len(widths) != depth:
-        raise ValueError(f"Argument `widths` must have one entry a layer, {depth} in all, but has {len(widths)}.")
+        raise ArgumentError(f"Argument `widths` must have one entry a layer, {depth} in all, but has {len(widths)}.")
     return tuple(_checks.integer("widths", width, minimum=1) for width in widths)
 
 
@@ -380,7 +381,7 @@ def _check_decayed_bias(class_sizes, weight_decay, feature_decay, bias, depth: i
         fit = np.diag(np.sqrt(sizes) - scale) - scale / decays[2] * np.outer(p, p)
         reason = "" if np.linalg.eigvalsh(fit)[0] >= 0 else "decays so strong that a part of the classes collapses"
     if reason:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `bias` must be 'none' or 'free' for unequal class sizes with {reason}, but is a decay: "
             "bias decay then couples the modes, and the minimiser has no closed form."
         )
