@@ -50,7 +50,7 @@ def test_balanced_closed_form(bias):
     assert int(record.rank) == 4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from([2, 3, 5, 8]),
     st.integers(0, 10**6),

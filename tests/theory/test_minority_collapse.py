@@ -140,7 +140,7 @@ def test_squared_error_classes_merge_with_bias(depth, factor):
     assert np.linalg.norm(best[1][2]) > 0.1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(2, 12), st.integers(0, 10**6), st.floats(-7, 1), st.integers(1, 9), st.sampled_from(["none", "free"])
 )

@@ -485,7 +485,7 @@ SHAPES = [
 ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), shape=st.sampled_from(SHAPES))
 def test_whole_argument_space(data, shape):
     """Finite everywhere, never above the zero solution, thresholds obeyed, collapse in order of size."""
