@@ -95,7 +95,7 @@ def minimize(
     Raises:
         ValueError: if a number is out of range, `keys` is no vector of keys, or `average` does not fit the problem.
     """
-    if not hasattr(keys, "dtype") or not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+    if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise ArgumentError(f"Argument `keys` must be a vector of PRNG keys, but is {keys!r}.")
     options = _options(problem, tolerance, average, memory, max_evaluations, keep_params)
     if batch_size is not None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nctheory import objectives
 from nctheory.simulator.free_features import UfmParams, UfmProblem, average_classes, repeat_classes
@@ -128,6 +130,28 @@ def test_averaging_a_class_never_raises_the_objective(name, key):
     np.testing.assert_allclose(small.init(key).features, averaged.features, rtol=TOLERANCE)
     means = np.maximum(params.features, 0) if name == "relu" else np.asarray(params.features)
     np.testing.assert_allclose(averaged.features[1], means[3:5].mean(axis=0), rtol=TOLERANCE)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    widths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    loss=st.sampled_from(["mse", "cross_entropy"]),
+    bias=st.sampled_from(["none", "free", 0.3]),
+    seed=st.integers(0, 99),
+)
+def test_any_problem_is_the_written_formula_and_no_better_before_averaging(sizes, widths, loss, bias, seed):
+    problem = UfmProblem(tuple(sizes), tuple(widths), loss=loss, bias=bias, feature_decay=0.1, init_std=1.0)
+
+    @jax.jit
+    def evaluate(key):
+        params = problem.init(key)
+        averaged = replace(problem, level="class").objective(average_classes(problem, params))
+        return params, problem.objective(params), averaged
+
+    params, value, averaged = evaluate(jax.random.key(seed))
+    assert float(value) == pytest.approx(literal(problem, params), rel=10 * TOLERANCE)
+    assert float(averaged) <= float(value) * (1 + 10 * TOLERANCE)
 
 
 def test_starts_have_the_asked_spread(key):

@@ -46,7 +46,7 @@ def test_global_minimum_is_flat_along_rotations_only(depth):
     result = spectrum(depth, (0, 1, 2))
     assert float(result.gradient_norm) < 1e-12
     assert result.verdict == "local minimum"
-    # Three vectors in four dimensions turn in 6 planes, of which one leaves... none is fixed but the last axis alone.
+    # Each of the `depth` hidden spaces has four dimensions, hence 6 planes, and every one of them moves a live class.
     assert int(result.num_symmetries) == depth * 6
     assert int(result.num_flat) == depth * 6
 

@@ -82,7 +82,7 @@ def test_trivial_minimum(key):
 @pytest.mark.parametrize("features", ["nonnegative", "relu"])
 def test_nonnegative_features(features, key):
     """Cross-entropy, imbalanced, H >= 0: orthogonal class means with margins m_k; one class below its threshold."""
-    sizes, lw, lh = np.array([9, 5, 1]), 0.01, 0.02
+    sizes, lw, lh = np.array([9, 5, 1]), 0.05, 0.08
     k, total = 3, sizes.sum()
     ratio = np.sqrt(sizes * k / ((k - 1) * total**2 * lw * lh))
     margin = np.maximum(0, np.log(np.maximum((k - 1) * (ratio - 1), 1)))
