@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 COMMANDS = (
     ("sweep_speed", "--threads", "2", "--out", str(RESULTS / "sweep_2_threads.json")),
     ("sweep_speed", "--threads", "1", "--chunk-repeats", "0", "--out", str(RESULTS / "sweep_1_thread.json")),
+    ("ufm_speed", "--threads", "2", "--out", str(RESULTS / "ufm_2_threads.json")),
     ("metrics_speed", "--out", str(RESULTS / "metrics.json")),
 )
 

@@ -1,0 +1,358 @@
+"""Speed of the unconstrained feature model beside PyTorch: minimisers, plain descent, closed forms.
+
+Run: python -m benchmarks.ufm_speed [--threads 1|2] [--out FILE.json]
+
+Time to a minimiser: `simulator.sweep(solve, ...)` in float64 from random starts to the gradient norm that `solve` stops
+at by default, against `torch.optim.LBFGS` seed by seed, which is told the minimum and stopped at the first evaluation
+within the gap. Both must end within a relative gap of 1e-6 of the closed form; starts that do not are counted.
+Descent: seed-steps/s in float32, a seed-step being one full-batch update of one seed; ours with samples, starts and
+three records of all metrics, the peers' bare update. Calls take turns; the best of the repeats counts. Compilation is
+reported apart. Closed forms: 10,000 parameter sets in one vmapped and compiled call, in float64.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import _timing, _ufm_peers
+from benchmarks.sweep_speed import pin_threads
+from nctheory import simulator
+from nctheory.simulator.descent import DescentConfig, descend
+from nctheory.simulator.free_features import UfmParams, UfmProblem
+from nctheory.simulator.solver import solve
+from nctheory.theory.ce_ufm import ce_ufm_minimizer
+from nctheory.theory.mse_ufm import mse_ufm_minimizer
+
+DECAY = 5e-4
+BIASES = ("none", "free")
+GAP = 1e-6
+# Rounding of a loss in float64: nothing may lie further below the closed form.
+BELOW = 1e-10
+TIMES_LBFGS, TIMES_DESCENT, CLOSED_FORM_SECONDS = 8.0, 3.0, 1.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem, and how much of it to run."""
+
+    name: str
+    loss: str
+    num_classes: int
+    samples_per_class: int
+    feature_dim: int
+    depth: int
+    num_steps: int
+    peer_steps: int
+
+    @property
+    def problem(self) -> UfmProblem:
+        """The problem, without bias."""
+        return UfmProblem(
+            (self.samples_per_class,) * self.num_classes,
+            self.feature_dim,
+            depth=self.depth,
+            loss=self.loss,
+            weight_decay=DECAY,
+            feature_decay=DECAY,
+        )
+
+    @property
+    def minimum(self) -> float:
+        """Minimal loss, by the closed form in float64."""
+        if self.loss == "mse":
+            sizes = self.problem.class_sizes
+            record = mse_ufm_minimizer(sizes, weight_decay=DECAY, feature_decay=DECAY, depth=self.depth)
+        else:
+            record = ce_ufm_minimizer(self.num_classes, self.samples_per_class, weight_decay=DECAY, feature_decay=DECAY)
+        return float(record.loss)
+
+
+SIZES = (
+    Size("MSE, depth 1", "mse", 4, 100, 64, 1, 3000, 200),
+    Size("MSE, depth 3", "mse", 4, 100, 64, 3, 3000, 200),
+    Size("cross-entropy, depth 1", "cross_entropy", 10, 100, 64, 1, 500, 50),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to measure."""
+
+    threads: int = 2
+    """Cores this process keeps to, and threads of PyTorch and XLA."""
+    num_seeds: int = 256
+    """Starts of our solver and our descent."""
+    lbfgs_seeds: int = 12
+    """The first so many of these starts go to PyTorch's L-BFGS; its time for all is scaled from them."""
+    unaveraged: bool = True
+    """Whether to time our solver without averaging classes first as well, on as many seeds, scaled likewise."""
+    histories: tuple[int, ...] = (10, 30)
+    """History lengths of PyTorch's L-BFGS; the fastest one that stalls least counts."""
+    peer_seeds: int = 32
+    """Seeds of PyTorch's descent, batched or in a loop."""
+    repeats: int = 3
+    """Turns after the first, which warms up."""
+    num_closed_forms: int = 10_000
+    """Parameter sets in one call of a closed form."""
+    out: Path | None = None
+    """Where to store the result."""
+
+
+def start_of(size: Size, num_seeds: int) -> _ufm_peers.Start:
+    """The initial points that `sweep` gives seeds 0, 1, ..., in the precision that is on."""
+    problem = size.problem
+    points: list[UfmParams] = [problem.init(jax.random.key(seed)) for seed in range(num_seeds)]
+    features = np.stack([point.features for point in points])
+    weights = tuple(np.stack(layer) for layer in zip(*(point.weights for point in points), strict=True))
+    return _ufm_peers.Start(features, weights, problem.labels, size.loss, DECAY, DECAY)
+
+
+def has_torch() -> bool:
+    """Whether the peer is installed."""
+    try:
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    return True
+
+
+def quality(loss: np.ndarray, minimum: float) -> dict[str, Any]:
+    """Relative gaps to the minimum: the largest, the most negative one, and how many are beyond the target."""
+    gaps = (loss - minimum) / minimum
+    return {
+        "largest_gap": float(gaps.max()),
+        "lowest_gap": float(gaps.min()),
+        "beyond_gap": int((~(gaps <= GAP)).sum()),
+        "below_minimum": int((gaps < -BELOW).sum()),
+    }
+
+
+def solve_ours(ready: simulator.PreparedSweep, minimum: float, num_seeds: int) -> dict[str, Any]:
+    """One run of the compiled sweep; `seconds` is scaled to `num_seeds`."""
+    result = ready.run(progress=False)
+    found = jax.tree.map(lambda leaf: leaf[0], result.history)
+    return {
+        "seconds": result.run_seconds * num_seeds / len(result.seeds),
+        "seeds_run": len(result.seeds),
+        "compile_s": result.compile_seconds,
+        "chunk_size": result.chunk_size,
+        "not_converged": int((~found.converged).sum()),
+        "largest_gradient_norm": float(found.gradient_norm.max()),
+        "evaluations": float(found.evaluations.mean()),
+        **quality(found.loss, minimum),
+    }
+
+
+def solve_peer(start: _ufm_peers.Start, minimum: float, history: int, num_seeds: int) -> dict[str, Any]:
+    """One run of PyTorch's L-BFGS; `seconds` is scaled to `num_seeds`."""
+    runs = _ufm_peers.lbfgs(start, minimum * (1 + GAP), history=history)
+    return {
+        "seconds": float(runs.seconds.mean()) * num_seeds,
+        "seeds_run": len(runs.loss),
+        "stalled": int((~runs.reached).sum()),
+        "evaluations": float(runs.evaluations.mean()),
+        **quality(runs.loss, minimum),
+    }
+
+
+def compare_solvers(size: Size, config: Config) -> dict[str, Any]:
+    """Seconds to a minimiser for all seeds, ours with and without averaging classes first, and the peer's, in turns."""
+    with jax.enable_x64(True):
+        minimum, problem = size.minimum, size.problem
+        calls: dict[str, Callable[[], dict[str, Any]]] = {}
+        ready = simulator.prepare(solve, problem, config.num_seeds)
+        calls["nctheory"] = partial(solve_ours, ready, minimum, config.num_seeds)
+        if config.unaveraged:
+            ready = simulator.prepare(partial(solve, average=False), problem, config.lbfgs_seeds)
+            calls["nctheory, no class averaging"] = partial(solve_ours, ready, minimum, config.num_seeds)
+        if has_torch():
+            start = start_of(size, config.lbfgs_seeds)
+            for name, point in (("", start), (", classes averaged", start.averaged())):
+                for history in config.histories:
+                    call = partial(solve_peer, point, minimum, history, config.num_seeds)
+                    calls[f"PyTorch L-BFGS{name}, history {history}"] = call
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
+        for turn in range(config.repeats + 1):
+            for name, call in calls.items():
+                # The others take tens of times longer: they warm up once and take every second turn.
+                if turn % 2 == 1 or turn == 0 or name == "nctheory":
+                    rows[name].append(call())
+    best = {name: min(found[1:] or found, key=lambda row: row["seconds"]) for name, found in rows.items()}
+    return {"minimum": minimum, "runs": best, **_solver_ratios(best)}
+
+
+def _solver_ratios(best: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How many times faster ours is than the best setting of the peer, on the samples and with classes averaged."""
+    ratios: dict[str, float | None] = {"times_lbfgs": None, "times_lbfgs_averaged": None}
+    for key, averaged in (("times_lbfgs", False), ("times_lbfgs_averaged", True)):
+        peers = [row for name, row in best.items() if name.startswith("PyTorch") and ("averaged" in name) == averaged]
+        if peers:
+            fastest = min(peers, key=lambda row: (row["stalled"], row["seconds"]))
+            ratios[key] = fastest["seconds"] / best["nctheory"]["seconds"]
+    return ratios
+
+
+def descent_calls(start: _ufm_peers.Start, num_steps: int) -> dict[str, Callable[[], list[np.ndarray]]]:
+    """PyTorch's ways to descend, ready to run; those by hand are for depth 1."""
+    if not has_torch():
+        return {}
+    calls: dict[str, Callable[[], list[np.ndarray]]] = {
+        "PyTorch loop, autograd": lambda: _ufm_peers.descent_loop(start, num_steps, _ufm_peers.loop_autograd),
+        "PyTorch vmap over seeds": lambda: _ufm_peers.descent_vmap(start, num_steps),
+    }
+    if len(start.weights) == 1:
+        calls["PyTorch loop, by hand and in place"] = lambda: _ufm_peers.descent_loop(
+            start, num_steps, _ufm_peers.loop_manual
+        )
+        calls["PyTorch batched, by hand and in place"] = lambda: _ufm_peers.descent_batched(start, num_steps)
+    return calls
+
+
+def our_descent(size: Size, num_seeds: int, num_steps: int) -> list[np.ndarray]:
+    """Final H, W_1..W_M of our sweep in float64, seeds first."""
+    with jax.enable_x64(True):
+        config = DescentConfig(size.problem, num_steps=num_steps, num_records=2, keep_params=True)
+        history = simulator.sweep(descend, config, num_seeds, progress=False).history
+    return [leaf[0] for leaf in (history.params.features, *history.params.weights)]
+
+
+def largest_gaps(size: Size, *, num_seeds: int = 2, num_steps: int = 100) -> dict[str, float]:
+    """Largest difference of a final parameter between ours and each peer in float64, in units of the largest one."""
+    ours = our_descent(size, num_seeds, num_steps)
+    with jax.enable_x64(True):
+        calls = descent_calls(start_of(size, num_seeds), num_steps)
+    return {
+        name: max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(call(), ours, strict=True))
+        for name, call in calls.items()
+    }
+
+
+def compare_descent(size: Size, config: Config) -> dict[str, Any]:
+    """Seed-steps/s in float32, in turns."""
+    run = DescentConfig(size.problem, num_steps=size.num_steps, num_records=3)
+    ready = simulator.prepare(descend, run, config.num_seeds)
+    calls = descent_calls(start_of(size, config.peer_seeds), size.peer_steps)
+    rates: dict[str, list[float]] = {name: [] for name in ("nctheory sweep", *calls)}
+    for turn in range(config.repeats + 1):
+        seconds = {"nctheory sweep": ready.run(progress=False).run_seconds}
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            seconds[name] = time.perf_counter() - began
+        work = dict.fromkeys(calls, config.peer_seeds * size.peer_steps)
+        work["nctheory sweep"] = config.num_seeds * size.num_steps
+        for name, took in seconds.items():
+            rates[name] = ([] if turn == 1 else rates[name]) + [work[name] / took]
+    best = {name: max(found) for name, found in rates.items()}
+    ours = best["nctheory sweep"]
+    plain = [rate for name, rate in best.items() if name in ("PyTorch loop, autograd", "PyTorch vmap over seeds")]
+    return {
+        "seed_steps_per_s": {n: {"best": best[n], "median": float(np.median(r))} for n, r in rates.items()},
+        "times": {name: ours / rate for name, rate in best.items()},
+        "times_better_of_loop_and_vmap": ours / max(plain) if plain else None,
+        "chunk_size": ready.chunk_size,
+        "compile_s": ready.compile_seconds,
+    }
+
+
+def closed_form_calls(num_sets: int) -> dict[str, partial[Any]]:
+    """Compiled calls over random parameter sets: K 10, classes of 1 to 200 samples, decays over 4 decades."""
+    generator = np.random.default_rng(0)
+    sizes = jnp.asarray(generator.integers(1, 201, (num_sets, 10)).astype(float))
+    weight_decay, feature_decay = (jnp.asarray(10.0 ** generator.uniform(-6, -2, num_sets)) for _ in range(2))
+
+    def mse(sizes, weight_decay, feature_decay, **options):
+        return mse_ufm_minimizer(sizes, weight_decay=weight_decay, feature_decay=feature_decay, **options)
+
+    def cross_entropy(sizes, weight_decay, feature_decay):
+        return ce_ufm_minimizer(10, sizes[0], weight_decay=weight_decay, feature_decay=feature_decay)
+
+    functions: dict[str, Callable[..., Any]] = {
+        f"mse_ufm_minimizer, depth {depth}, bias {bias}": partial(mse, depth=depth, bias=bias)
+        for bias in BIASES
+        for depth in (1, 3)
+    }
+    functions["ce_ufm_minimizer"] = cross_entropy
+    return {
+        name: partial(jax.jit(jax.vmap(function)), sizes, weight_decay, feature_decay)
+        for name, function in functions.items()
+    }
+
+
+def time_closed_forms(config: Config) -> dict[str, Any]:
+    """Seconds of each call, warm and with compilation, and whether every loss is finite."""
+    with jax.enable_x64(True):
+        calls = closed_form_calls(config.num_closed_forms)
+        times = _timing.time_side_by_side({**calls}, repeats=config.repeats)
+        finite = {name: bool(jnp.all(jnp.isfinite(call().loss))) for name, call in calls.items()}
+    return {name: {**asdict(timing), "finite": finite[name]} for name, timing in times.items()}
+
+
+def show_solvers(size: Size, row: dict[str, Any], num_seeds: int) -> None:
+    """Print the comparison of solvers."""
+    print(f"\n{size.name}: seconds to a relative gap of {GAP:g} for {num_seeds} seeds, minimum {row['minimum']:.9f}")
+    print(f"{'':<48} {'seconds':>9} {'evaluations':>12} {'largest gap':>12} {'beyond':>12} {'below':>6}")
+    for name, run in row["runs"].items():
+        beyond = f"{run['beyond_gap']} of {run['seeds_run']}"
+        figures = f"{run['seconds']:>9.2f} {run['evaluations']:>12.0f} {run['largest_gap']:>12.1e} {beyond:>12}"
+        print(f"{name:<48} {figures} {run['below_minimum']:>6}")
+    ours = row["runs"]["nctheory"]
+    print(
+        f"ours: compiled in {ours['compile_s']:.1f} s, gradient norm <= {ours['largest_gradient_norm']:.1e}, ", end=""
+    )
+    print(f"{ours['not_converged']} not converged")
+    if row["times_lbfgs"] is not None:
+        print(f"times PyTorch L-BFGS: {row['times_lbfgs']:.1f}, target {TIMES_LBFGS:g}; ", end="")
+        print(f"with classes averaged for it as well: {row['times_lbfgs_averaged']:.1f}, no target")
+
+
+def show_descent(size: Size, row: dict[str, Any]) -> None:
+    """Print the comparison of descents."""
+    print(f"\n{size.name}: descent, seed-steps/s; compiled in {row['compile_s']:.1f} s, chunks of {row['chunk_size']}")
+    print(f"{'':<48} {'best':>10} {'median':>10} {'ours is':>9} {'float64 differ':>15}")
+    for name, rate in row["seed_steps_per_s"].items():
+        gap = f"{row['largest_relative_gap'][name]:.1e}" if name in row["largest_relative_gap"] else ""
+        print(f"{name:<48} {rate['best']:>10,.0f} {rate['median']:>10,.0f} {row['times'][name]:>8.1f}x {gap:>15}")
+    if row["times_better_of_loop_and_vmap"] is not None:
+        print(f"times the better of loop and vmap: {row['times_better_of_loop_and_vmap']:.1f}, ", end="")
+        print(f"target {TIMES_DESCENT:g}" if size.depth == 1 else "no target at this depth")
+
+
+def show_closed_forms(row: dict[str, Any], num_sets: int) -> None:
+    """Print the times of the closed forms."""
+    print(f"\nclosed forms, {num_sets:,} parameter sets in one call, target {CLOSED_FORM_SECONDS:g} s")
+    for name, timing in row.items():
+        note = "" if timing["finite"] else "  NOT FINITE"
+        print(f"{name:<48} {timing['best']:>9.4f} s, with compilation {timing['first']:.1f} s{note}")
+
+
+def main(config: Config) -> None:
+    """Measure, print, store."""
+    pin_threads(config.threads)
+    before = _timing.provenance()
+    print(before["machine"])
+    print(f"threads: {config.threads}; best of {config.repeats}; PyTorch L-BFGS scaled from {config.lbfgs_seeds} seeds")
+    closed = time_closed_forms(config)
+    show_closed_forms(closed, config.num_closed_forms)
+    rows = []
+    for size in SIZES:
+        descent = {**compare_descent(size, config), "largest_relative_gap": largest_gaps(size)}
+        rows.append({"size": asdict(size), "descent": descent})
+        show_descent(size, rows[-1]["descent"])
+        rows[-1]["solvers"] = compare_solvers(size, config)
+        show_solvers(size, rows[-1]["solvers"], config.num_seeds)
+    if config.out is not None:
+        settings = asdict(replace(config, out=None))
+        _timing.store(config.out, before, {"config": settings, "sizes": rows, "closed_forms": closed})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
