@@ -1,0 +1,1 @@
+"""Parts of the deep-linear-head experiment: data, training, prediction, record and claims."""
