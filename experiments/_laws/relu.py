@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import xarray as xr
 
-from _laws.bench import Bench, dimensionless, same_label_pairs, seed_keys, two_layer
+from _laws.bench import Bench, dimensionless, same_label_pairs, seed_keys
+from _laws.relu_late import expected_late, late_values, orthogonal_mixture, predicted_features
 from nctheory import simulator, theory
 from nctheory.claims import (
     AtLeast,
@@ -29,6 +30,9 @@ KERNEL_NOISE = 0.3
 CLUSTERS = (2, 3, 4)
 # Four limits are covered at once: at 99 % each, chance misses one of them in 4 % of experiments.
 CONFIDENCE = 0.99
+NORMAL_QUANTILE = 2.576
+# Index of the noise at which the limits' controls stay instead of extrapolating: a tenth off, no more.
+WITH_NOISE = 4
 SOURCE = "derived here (theory.relu_limits)"
 LIMITS = {s: float(theory.relu_limit(s).coarse_ratio) for s in CLUSTERS}
 
@@ -44,14 +48,14 @@ CLAIMS = {
     "ratio": ClaimSpec(
         "L2/ratio-limit",
         SOURCE,
-        "q extrapolated to zero noise; the scatter that a seed's initial weights predict at this width taken off",
+        "q extrapolated to zero noise and infinite width; what a seed's initial weights predict is a control variate",
         0.5,
         Covers(0.5, 0.01),
     ),
     "coarse": ClaimSpec(
         "L2/coarse-ratio-limit",
         SOURCE,
-        "tr Sigma_W / tr Sigma_B extrapolated and corrected likewise",
+        "tr Sigma_W / tr Sigma_B extrapolated likewise",
         LIMITS[2],
         Covers(LIMITS[2], 0.02),
     ),
@@ -73,7 +77,7 @@ CLAIMS = {
         s: ClaimSpec(
             f"L2/coarse-ratio-{s}-clusters",
             SOURCE,
-            f"tr Sigma_W / tr Sigma_B with {s} clusters a label, no noise, corrected likewise: 2(S-1)/(S+1)",
+            f"tr Sigma_W / tr Sigma_B with {s} clusters a label, no noise, infinite width: 2(S-1)/(S+1) to within 0.01",
             LIMITS[s],
             Within(LIMITS[s] - 0.01, LIMITS[s] + 0.01),
         )
@@ -158,65 +162,23 @@ def measure(bench: Bench) -> xr.Dataset:
     )
     arrays |= _exact_features(base, bench.seeds, result)
     arrays |= _kernel(mixture_data(rows[-1][2]), bench.scale.relu_width, bench.seeds, fine)
-    arrays |= _late(base, bench.seeds)
+    arrays |= late_values(base, bench.seeds)
+    arrays |= expected_late(2, bench.scale.relu_width, bench.scale.late_draws)
     for s in bench.scale.more_clusters:
-        arrays |= _late(more_clusters(bench, s), bench.seeds)
+        arrays |= late_values(more_clusters(bench, s), bench.seeds)
+        arrays |= expected_late(s, bench.scale.relu_width, bench.scale.late_draws)
         final = bench.sweep(f"relu-{s}-clusters").history.train.fine.coarse_ratio[0, :, -1]
         arrays[f"coarse_ratio_{s}_clusters"] = ("seed", final, dimensionless("final tr Sigma_W / tr Sigma_B"))
     coords = {"noise": list(NOISE), "same_cosine": list(SAME_COSINES), "cross_cosine": list(CROSS_COSINES)}
     return xr.Dataset(arrays, coords={**coords, "seed": bench.seeds, "step": steps})
 
 
-def _orthogonal(base: simulator.TrainConfig) -> simulator.GaussianMixture:
-    """The mixture of a run whose clusters are orthogonal and free of noise."""
-    data = base.data
-    if not isinstance(data, simulator.MixtureData):
-        raise TypeError(f"L2 is about Gaussian mixtures, but the configuration draws from {type(data).__name__}.")
-    return data.mixture
-
-
-def _features(base: simulator.TrainConfig, key: jax.Array, outputs: jax.Array | None = None) -> jax.Array:
-    """Cluster features by L2 from the initial weights of this key, at the trained outputs or late in training."""
-    mixture, model = _orthogonal(base), two_layer(base, key)
-    labels = np.asarray(mixture.coarse_labels, dtype=np.int32)
-    weight = model.kernel[...].T
-    margins = None if outputs is None else (2 * labels - 1).astype(outputs.dtype) * outputs
-    means = mixture.means.astype(weight.dtype)
-    return theory.relu_features(weight, model.readout[...][:, 0], means, labels, margins=margins)
-
-
-def _late(base: simulator.TrainConfig, seeds: list[int]) -> dict[str, tuple]:
-    """What L2 predicts late in training for the initial weights of every seed, at their finite width.
-
-    Two coins per neuron decide these values, so seeds scatter around the infinite-width limit by about 1/sqrt(width).
-    Taking this known part off every seed's measurement leaves an interval several times narrower.
-    """
-    mixture = _orthogonal(base)
-    labels = np.asarray(mixture.coarse_labels, dtype=np.int32)
-
-    def predict(key):
-        features = _features(base, key)
-        structure = theory.fine_structure_from_gram(features @ features.T, labels, num_classes=2)
-        return structure.ratio, structure.coarse_ratio
-
-    predicted = jax.jit(jax.vmap(predict))(seed_keys(seeds))
-    count = mixture.num_clusters // mixture.num_labels
-    return {
-        f"late_{name}_{count}_clusters": (
-            "seed",
-            np.asarray(values),
-            dimensionless("late in training, by L2 at this width"),
-        )
-        for name, values in zip(("ratio", "coarse_ratio"), predicted, strict=True)
-    }
-
-
 def _exact_features(base: simulator.TrainConfig, seeds: list[int], result: simulator.SweepResult) -> dict[str, tuple]:
     """Measured and predicted final distances without noise, and the same prediction held against the noisiest runs."""
-    pairs, _ = same_label_pairs(_orthogonal(base).coarse_labels)
+    pairs, _ = same_label_pairs(orthogonal_mixture(base).coarse_labels)
 
     def predict(key, outputs):
-        features = _features(base, key, outputs)
+        features = predicted_features(base, key, outputs)
         return ((features[pairs[:, 0]] - features[pairs[:, 1]]) ** 2).sum(axis=1)
 
     predict_all = jax.jit(jax.vmap(predict))
@@ -294,9 +256,14 @@ def _judge_limits(data: xr.Dataset, memory: xr.Dataset) -> list[Claim]:
     similar = final.isel(same_cosine=1)
 
     def shifted(values: np.ndarray, name: str, clusters: int = 2) -> Interval:
-        limit = getattr(theory.relu_limit(clusters), name)
-        width_term = data[f"late_{name}_{clusters}_clusters"].values - float(limit)
-        return mean_interval(values - width_term, confidence=CONFIDENCE)
+        # Trained minus predicted for the same weights, plus the expectation over weights: the scatter of the weights
+        # cancels, the limit plays no part.
+        around = mean_interval(values - data[f"late_{name}_{clusters}_clusters"].values, confidence=CONFIDENCE)
+        expected = float(data[f"expected_{name}_{clusters}_clusters"])
+        spread = NORMAL_QUANTILE * float(data[f"expected_{name}_{clusters}_clusters_error"])
+        half = float(np.hypot((around.high - around.low) / 2, spread))
+        centre = around.measured + expected
+        return dataclasses.replace(around, measured=centre, low=centre - half, high=centre + half)
 
     claims = [
         ratio.judge(shifted(extrapolate(final.ratio_by_noise), "ratio")),
@@ -306,7 +273,17 @@ def _judge_limits(data: xr.Dataset, memory: xr.Dataset) -> list[Claim]:
             f"final q with merged clusters at cosine {SAME_COSINES[1]}",
             shifted(similar.ratio_by_same_cosine.values, "ratio"),
         ),
+        ratio.control(
+            "with-noise",
+            f"q at input noise {NOISE[WITH_NOISE]} instead of its extrapolation",
+            shifted(final.ratio_by_noise.isel(noise=WITH_NOISE).values, "ratio"),
+        ),
         coarse.judge(shifted(extrapolate(final.coarse_ratio_by_noise), "coarse_ratio")),
+        coarse.control(
+            "with-noise",
+            f"the same at input noise {NOISE[WITH_NOISE]} instead of its extrapolation",
+            shifted(final.coarse_ratio_by_noise.isel(noise=WITH_NOISE).values, "coarse_ratio"),
+        ),
         coarse.control(
             "similar-clusters",
             f"the same with merged clusters at cosine {SAME_COSINES[1]}",

@@ -227,14 +227,15 @@ def whitening(means: Float[Array, "K d"]) -> Float[Array, "d r"]:
     return jnp.where(sigma[rank - 1] > floor, vt[:rank].T / sigma[:rank][None, :], jnp.nan)
 
 
-@jax.custom_batching.custom_vmap
-def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
-    """Singular values and right singular vectors of a thin singular value decomposition."""
+def _plain_right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
     _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return sigma, vt
 
 
-@_right_singular_vectors.def_vmap
+_one_by_one = jax.custom_batching.custom_vmap(_plain_right_singular_vectors)
+
+
+@_one_by_one.def_vmap
 def _(axis_size, in_batched, matrices):
     """On a CPU one matrix after the other, elsewhere the whole batch at once.
 
@@ -247,9 +248,21 @@ def _(axis_size, in_batched, matrices):
         return jnp.linalg.svd(matrices, full_matrices=False)[1:]
 
     found = jax.lax.platform_dependent(
-        matrices, cpu=lambda matrices: jax.lax.map(_right_singular_vectors, matrices), default=batch
+        matrices, cpu=lambda matrices: jax.lax.map(_one_by_one, matrices), default=batch
     )
     return tuple(found), (True, True)
+
+
+@jax.custom_jvp
+def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
+    """Singular values and right singular vectors of a thin singular value decomposition."""
+    return _one_by_one(matrix)
+
+
+@_right_singular_vectors.defjvp
+def _(primals, tangents):
+    # A function with a batching rule of its own cannot be differentiated; the plain one can.
+    return jax.jvp(_plain_right_singular_vectors, primals, tangents)
 
 
 @jax.jit

@@ -111,6 +111,11 @@ class PartStore:
             # Opened here, because NumPy leaves a file that it opened itself open when it turns out to be damaged.
             with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 leaves = [stored[f"leaf{i:04d}"] for i in range(len(expected))]
+                # NumPy files bfloat16 and its kin as bytes without a name.
+                leaves = [
+                    leaf.view(want.dtype) if leaf.dtype == f"V{np.dtype(want.dtype).itemsize}" else leaf
+                    for leaf, want in zip(leaves, expected, strict=True)
+                ]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
             raise RunFolderError(
                 f"Checkpoint file {file} is damaged ({error!r}); delete it to run it again."

@@ -309,3 +309,20 @@ def test_huge_but_finite_features_are_not_called_infinite():
     features, labels, *_ = draw(17)
     big = np.where(np.arange(7)[None, :] == 0, 3e38, features).astype(np.float32)
     assert isinstance(collapse_metrics(big, labels, num_classes=4), CollapseMetrics)
+
+
+def test_metrics_can_be_differentiated():
+    features = np.random.default_rng(5).normal(size=(30, 7))
+    labels, direction = np.arange(30) % 3, np.random.default_rng(6).normal(size=(30, 7))
+
+    def nc1(features):
+        return metrics.collapse_metrics(features, labels, num_classes=3).nc1
+
+    features = jnp.asarray(features)
+    step = 1e-5 if features.dtype == jnp.float64 else 1e-2
+    difference = (nc1(features + step * direction) - nc1(features - step * direction)) / (2 * step)
+    # Truncation and rounding of the central difference.
+    tolerance = 1e-7 if features.dtype == jnp.float64 else 1e-2
+    np.testing.assert_allclose(jnp.vdot(jax.grad(nc1)(features), direction), difference, rtol=tolerance)
+    together = jax.vmap(jax.grad(nc1))(jnp.stack([features, 2 * features]))
+    np.testing.assert_allclose(together[0], jax.grad(nc1)(features), rtol=1e-4, atol=1e-6)

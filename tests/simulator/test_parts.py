@@ -224,3 +224,14 @@ def test_fingerprints_tell_arrays_apart_by_value_shape_and_dtype():
     digests = [fingerprint(array)["config_digest"] for array in variants]
     assert len(set(digests)) == len(variants)
     assert digests[0] == fingerprint(np.zeros(8)[::2])["config_digest"]
+
+
+def test_half_precision_results_are_read_back(tmp_path):
+    def half(config, key):
+        return jax.random.normal(key, (2,), jnp.bfloat16) * jnp.asarray(config, jnp.bfloat16)
+
+    first, again = (
+        simulator.sweep(half, 1.0, 3, checkpoint=tmp_path, chunk_size=3, progress=False).history for _ in range(2)
+    )
+    assert again.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(again, first)
