@@ -47,7 +47,7 @@ def _bound(history: "xr.Dataset") -> list[Claim]:
 def _attained(history: "xr.Dataset") -> list[Claim]:
     rows = []
     for depth in history["depth"].values.tolist():
-        statement = f"Training comes close to it: final objective/L* - 1, {depth} linear layer{'s' * (depth > 1)}, worse condition."
+        statement = f"Training comes close to it: final objective/L* - 1 at depth {depth}, worse condition."
         spec = ClaimSpec(f"attained/{depth}", SOURCE, statement, 0.0, AtMost(EXCESS))
         last = history.sel(depth=depth).isel(step=-1)
         rows.append(spec.judge(_range(excess(last).max("condition", skipna=False))))

@@ -316,7 +316,7 @@ def test_metrics_can_be_differentiated():
     labels, direction = np.arange(30) % 3, np.random.default_rng(6).normal(size=(30, 7))
 
     def nc1(features):
-        return metrics.collapse_metrics(features, labels, num_classes=3).nc1
+        return collapse_metrics(features, labels, num_classes=3).nc1
 
     features = jnp.asarray(features)
     step = 1e-5 if features.dtype == jnp.float64 else 1e-2
