@@ -222,6 +222,7 @@ class RunFolder:
         if _contents(path):
             stored = _read_config(path, experiment)
             _check_same(path, stored["config"], given, ignore)
+            cls(path, stored)._check_results()
             return cls(path, stored, resumed=True, lock=lock)
         from nctheory import _provenance
 
@@ -229,6 +230,14 @@ class RunFolder:
         stored = {"program": _PROGRAM, "format": _FORMAT, "experiment": experiment, "started": started, "config": given}
         write_json(path / "config.json", stored)
         return cls(path, stored, lock=lock)
+
+    def _check_results(self) -> None:
+        """Refuse to go on where a file is damaged: it is whole or absent after any interruption of ours."""
+        for name in ("manifest.json", "claims.json"):
+            if (self.path / name).exists():
+                read_json(self.path / name)
+        if (self.path / "history.nc").exists():
+            self.read_history()
 
     @classmethod
     def load(cls, path: str | Path, *, experiment: str | None = None) -> "RunFolder":

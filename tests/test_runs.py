@@ -258,3 +258,11 @@ def test_numbered_paths(tmp_path):
     create(free_path(base)).close()
     assert latest_path(base) == tmp_path / "default-2"
     assert free_path(base) == tmp_path / "default-3"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "history.nc", "claims.json"])
+def test_a_damaged_result_is_named_on_resume(tmp_path, name):
+    with RunFolder.create(tmp_path / "run", {"steps": 3}, experiment="toy") as folder:
+        (folder.path / name).write_bytes(b"\x00 no result")
+    with pytest.raises(RunFolderError, match=name):
+        RunFolder.create(tmp_path / "run", {"steps": 3}, experiment="toy", resume=True)
