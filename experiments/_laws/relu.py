@@ -31,7 +31,7 @@ CLUSTERS = (2, 3, 4)
 # Four limits are covered at once: at 99 % each, chance misses one of them in 4 % of experiments.
 CONFIDENCE = 0.99
 NORMAL_QUANTILE = 2.576
-# Training stops at a loss of 0.002, which leaves the values 0.0003 to 0.003 below their limits. The intervals are narrow
+# Training stops at a loss of 0.002, which leaves the values 0.0003 to 0.003 below their limits. Intervals are narrow
 # enough to see that, so they are asked to lie near the limit and not to cover it.
 LIMIT_MARGIN = 0.01
 # Index of the noise at which the limits' controls stay instead of extrapolating: a tenth off, no more.

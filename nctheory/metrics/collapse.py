@@ -247,9 +247,7 @@ def _(axis_size, in_batched, matrices):
     def batch(matrices):
         return jnp.linalg.svd(matrices, full_matrices=False)[1:]
 
-    found = jax.lax.platform_dependent(
-        matrices, cpu=lambda matrices: jax.lax.map(_one_by_one, matrices), default=batch
-    )
+    found = jax.lax.platform_dependent(matrices, cpu=lambda matrices: jax.lax.map(_one_by_one, matrices), default=batch)
     return tuple(found), (True, True)
 
 
