@@ -82,7 +82,8 @@ def _draw_layers(axes: "Axes", history: "xr.Dataset", depth: int, metric: str, c
 def _log_axes(axes: "Axes", steps: np.ndarray) -> None:
     axes.set_xscale("symlog", linthresh=1, linscale=0.3)
     axes.set_xlim(0, steps[-1] * 1.2)
-    decades = [10**k for k in range(1 + int(np.log10(max(steps[-1], 1))))]
+    # 1 would stand on the 0 of narrow panels.
+    decades = [10**k for k in range(1, 1 + int(np.log10(max(steps[-1], 10))))]
     axes.set_xticks([0, *decades[:: 1 + len(decades) // 5]])
     axes.set_yscale("log")
 
