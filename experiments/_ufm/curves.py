@@ -1,5 +1,7 @@
 """Predicted curves of the figures, by theory, on finer grids than anything is trained on."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ from nctheory.theory.ce_deep import ce_deep_low_rank_loss
 CURVE_DEPTHS = (1, 2, 3, 6)
 # Every pair compiles a program of its own.
 DEEP_DEPTHS, DEEP_CLASSES = (2, 3, 4, 6, 9), (3, 4, 6, 10)
-_DEEP_DECAYS = {"weight_decay": DEEP_DECAY, "feature_decay": DEEP_DECAY}
+_DEEP_DECAYS: dict[str, Any] = {"weight_decay": DEEP_DECAY, "feature_decay": DEEP_DECAY}
 GRADED_TOTAL = sum(GRADED)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import jax
 import numpy as np
@@ -117,4 +118,5 @@ def frame_metrics(frame: str) -> tuple[str, ...]:
 
 def collapse(data: xr.Dataset, frame: str) -> xr.DataArray:
     """Largest distance from a frame over layers, and NC1, at every step."""
-    return reduce(np.maximum, (data[name].max("layer") for name in (*frame_metrics(frame), "nc1")))
+    worst: Any = reduce(np.maximum, (data[name].max("layer") for name in (*frame_metrics(frame), "nc1")))
+    return worst

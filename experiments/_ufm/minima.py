@@ -165,7 +165,7 @@ CLASS_VARIABLES = {
     "class_weight_squares": "squared norm of a class's row of A = W_M ... W_1",
     "class_feature_squares": "squared norm of a class's feature",
     "class_logits": "diagonal of A times the class features",
-    "fitted_fractions": "singular values of the fit over those of the targets, largest first",
+    "fitted_fractions": "fitted fraction of every mode, for equal classes; largest first",
 }
 PREDICTED = {
     "loss": "global minimum by theory; NaN where theory has none",

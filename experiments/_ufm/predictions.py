@@ -1,6 +1,7 @@
 """Theory's answer for a condition, and the answers of formulas with one thing wrong."""
 
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -14,7 +15,7 @@ from nctheory.theory.ce_ufm import ce_ufm_minimizer
 from nctheory.theory.mse_ufm import mse_ufm_minimizer
 
 
-@lru_cache(maxsize=None)
+@cache
 def predict(condition: Condition) -> dict[str, np.ndarray]:
     """Predicted loss, Gram matrices and frames of a condition; NaN where theory has no closed form.
 
@@ -33,7 +34,7 @@ def predict(condition: Condition) -> dict[str, np.ndarray]:
     found |= {name: np.full((k, k), np.nan) for name in ("weight_gram", "feature_gram")}
     found |= {name: np.ones((depth, k)) for name in ("weight_squares", "feature_squares")}
     found |= {"logits": np.ones(k), "is_unique": np.asarray(False)}
-    decays = {"weight_decay": condition.decay, "feature_decay": condition.decay}
+    decays: dict[str, Any] = {"weight_decay": condition.decay, "feature_decay": condition.decay}
     if condition.loss == "mse":
         return found | _mse(condition, decays)
     if depth == 1:
@@ -45,7 +46,7 @@ def predict(condition: Condition) -> dict[str, np.ndarray]:
     return found | {"etf_loss": np.asarray(etf.loss), "low_rank_loss": np.asarray(low_rank.loss)}
 
 
-def _mse(condition: Condition, decays: dict[str, float]) -> dict[str, np.ndarray]:
+def _mse(condition: Condition, decays: dict[str, Any]) -> dict[str, np.ndarray]:
     widths = (condition.width,) * condition.depth
     minimum = mse_ufm_minimizer(
         condition.class_sizes, **decays, depth=condition.depth, bias=condition.bias, widths=widths
@@ -64,7 +65,7 @@ def _mse(condition: Condition, decays: dict[str, float]) -> dict[str, np.ndarray
     return found
 
 
-def _one_layer(condition: Condition, decays: dict[str, float]) -> dict[str, np.ndarray]:
+def _one_layer(condition: Condition, decays: dict[str, Any]) -> dict[str, np.ndarray]:
     sizes = condition.class_sizes
     if len(set(sizes)) == 1:
         minimum = ce_ufm_minimizer(len(sizes), sizes[0], **decays)
@@ -123,4 +124,5 @@ def larger_root(beta: float, depth: int) -> float:
         return beta**-0.5 - 1
     peak = ((depth - 1) / (depth + 1)) ** (1 / depth)
     right = (depth / beta) ** (1 / (depth + 1)) * (1 + 1e-12)
-    return float(brentq(lambda x: depth * x ** (depth - 1) / (1 + x**depth) ** 2 - beta, peak, right, xtol=1e-15))
+    root: Any = brentq(lambda x: depth * x ** (depth - 1) / (1 + x**depth) ** 2 - beta, peak, right, xtol=1e-15)
+    return float(root)

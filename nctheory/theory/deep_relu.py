@@ -44,7 +44,6 @@ made that it is the minimum. Where it lies at s = -1 or carries exact zeros, it 
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ from jaxtyping import Bool, Float
 from nctheory import _checks
 from nctheory._types import AnyArray
 from nctheory.theory._common import Scalar, as_float, float_dtype
-from nctheory.theory._srg import candidate, expansion, scheme_matrix
+from nctheory.theory._srg import best_point, expansion, scheme_matrix
 from nctheory.theory.mse_ufm import MseUfmMinimizer, UfmParameters, mse_ufm_minimizer
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -344,7 +343,6 @@ def _pad(matrix: jax.Array, rows: int, columns: int) -> jax.Array:
     return jnp.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])))
 
 
-@partial(jax.jit, static_argnames=("vertices", "branches", "features"))
 def _best_graph(samples, decays, feature_decay, collapse_loss, *, vertices, branches, features) -> SrgSolution:
     r, depth, dtype = vertices, decays.shape[0], collapse_loss.dtype
     nuclear = (r - 1) * math.sqrt(r - 2) + math.sqrt(2 * r - 2)
@@ -353,9 +351,10 @@ def _best_graph(samples, decays, feature_decay, collapse_loss, *, vertices, bran
     log_scale = jnp.log(samples) + jnp.log(feature_decay) + jnp.sum(logs)
     log_scale = log_scale + math.log(carrier) + (depth - 3) * math.log(r)
     # For r = 4 the two branches are one solution with the classes renamed.
-    found = [candidate(log_scale, r, depth, branch == "complement") for branch in branches]
-    best = jnp.argmin(jnp.stack([parts[0] for parts in found]))
-    loss, is_complement, s, entries, v, mu, penalty = (jnp.stack(parts)[best] for parts in zip(*found, strict=True))
+    allowed = jnp.asarray([branch in branches for branch in _GRAPHS[1:]])
+    loss, is_complement, s, entries, v, mu, penalty = best_point(
+        log_scale, jnp.asarray(r, dtype), jnp.asarray(depth, dtype), allowed
+    )
     trivial = jnp.asarray(0.5, dtype)
     is_trivial, final = loss >= trivial, jnp.minimum(loss, trivial)
     penalty = jnp.where(is_trivial, 0.0, penalty)

@@ -33,7 +33,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
 from nctheory import _checks
@@ -42,7 +41,7 @@ from nctheory.frames import simplex_etf
 from nctheory.theory._wolfe import nearest_in_hull
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_STAGES, _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 24, 0.1, 1e-6
+_FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.1, 1e-6
 
 
 @jax.tree_util.register_dataclass
@@ -185,7 +184,7 @@ def softmax_code(
     """
     margin = softmax_code_margin(num_classes, dim)
     _checks.integer("num_starts", num_starts, minimum=1)
-    _checks.integer("num_steps", num_steps, minimum=_STAGES)
+    _checks.integer("num_steps", num_steps, minimum=1)
     upper_bound = margin if not math.isnan(margin) else 1.0
     start_margins = jnp.zeros(0)
     if not math.isnan(margin):
@@ -272,7 +271,6 @@ def _search(key, k: int, d: int, num_starts: int, num_steps: int) -> tuple[jax.A
 def _climb(key, k: int, d: int, num_steps: int) -> jax.Array:
     """Adam on the smoothed margin of unit W and H, the step shrinking with the temperature."""
     weights = jax.random.normal(key, (k, d), dtype=float)
-    optimizer = optax.scale_by_adam(b1=0.9, b2=0.99)
     off_diagonal = ~jnp.eye(k, dtype=bool)
 
     def smoothed(params, temperature):
@@ -285,14 +283,20 @@ def _climb(key, k: int, d: int, num_steps: int) -> jax.Array:
     first = jnp.log(jnp.asarray(_FIRST_TEMPERATURE, weights.dtype))
 
     def step(i, carry):
-        params, state = carry
-        temperature = jnp.exp(first + (last - first) * jnp.asarray(i, weights.dtype) / num_steps)
-        update, state = optimizer.update(jax.grad(smoothed)(params, temperature), state)
-        return tuple(p - temperature * u for p, u in zip(params, update, strict=True)), state
+        params, first_moment, second_moment = carry
+        done = jnp.asarray(i, weights.dtype)
+        temperature = jnp.exp(first + (last - first) * done / num_steps)
+        gradient = jax.grad(smoothed)(params, temperature)
+        first_moment = 0.9 * first_moment + 0.1 * gradient
+        second_moment = 0.99 * second_moment + 0.01 * gradient**2
+        unbiased = first_moment / (1 - 0.9 ** (done + 1))
+        size = jnp.sqrt(second_moment / (1 - 0.99 ** (done + 1)))
+        return params - temperature * unbiased / (size + 1e-8), first_moment, second_moment
 
-    params = (_unit(weights), _unit(weights))
-    (weights, _), _ = jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))
-    return _unit(weights)
+    # optax's Adam raises a float to an integer power, which strict dtype promotion refuses.
+    params = jnp.stack([_unit(weights), _unit(weights)])
+    params, *_ = jax.lax.fori_loop(0, num_steps, step, (params, jnp.zeros_like(params), jnp.zeros_like(params)))
+    return _unit(params[0])
 
 
 def _unit(rows: jax.Array) -> jax.Array:
