@@ -19,7 +19,7 @@ MODULES = sorted((ROOT / "nctheory").rglob("*.py"))
 SCRIPTS = sorted(
     each for folder in ("experiments", "paper_figs", "benchmarks") for each in (ROOT / folder).glob("*.py")
 )
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").glob("[!_]*.py"))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
