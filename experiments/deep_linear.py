@@ -7,7 +7,8 @@ An MLP is followed by M = 1, 3, 6 or 9 linear layers without bias. It is trained
 h_i the features that enter the head; nothing else is decayed. Whatever the backbone, this cannot fall below the minimum
 over free features, `theory.mse_ufm_minimizer`, which is known exactly for equal and unequal class sizes.
 
-    python experiments/deep_linear.py --dataset digits
+    python experiments/deep_linear.py
+    python experiments/deep_linear.py --dataset mnist --data-dir FOLDER_OF_TFDS_SETS
 
 The scripts published with Dang et al. (2023) write the loss as a mean over images and outputs, so their decays are not
 the lambdas of the theory and of `--weight-decay`, `--feature-decay`. With K classes: their imbalanced script (that mean
@@ -43,6 +44,8 @@ class Config(RunOptions):
 
     dataset: str = "digits"
     """Image set, a name of nctheory.vision.dataset_names()."""
+    data_dir: Path | None = None
+    """Folder of prepared sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     depths: tuple[int, ...] = (1, 3, 6, 9)
     """Numbers of linear layers M, one sweep each."""
     smallest_class: int = 10
@@ -120,7 +123,7 @@ def make_plan(config: Config) -> Plan:
 
     from nctheory import simulator, vision
 
-    num_classes = vision.load(config.dataset, "test").num_classes
+    num_classes = vision.load(config.dataset, "test", config.data_dir).num_classes
     if min(config.linear_width, config.backbone[-1]) < num_classes:
         raise ArgumentError(
             f"Argument `linear_width` must be at least {num_classes}, the number of classes, as must the last width of "
@@ -128,7 +131,7 @@ def make_plan(config: Config) -> Plan:
         )
     unequal = data.step_sizes(config.smallest_class, num_classes)
     sizes = [data.equal_sizes(sum(unequal), num_classes), unequal]
-    sources = data.load(config.dataset, sizes)
+    sources = data.load(config.dataset, sizes, config.data_dir)
     predictions = {
         depth: [predict(each, depth, config.weight_decay, config.feature_decay) for each in sizes]
         for depth in config.depths

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from nctheory._errors import ArgumentError as ArgumentError
+from nctheory._errors import DatasetError as DatasetError
 
 if TYPE_CHECKING:
     from nctheory import claims as claims
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
+    "DatasetError",
     "claims",
     "frames",
     "metrics",

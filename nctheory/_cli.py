@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nctheory._errors import ArgumentError
+from nctheory._errors import ArgumentError, DatasetError
 from nctheory.runs import RunFolderError, free_path, latest_path
 
 ConfigT = TypeVar("ConfigT")
@@ -108,7 +108,7 @@ def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None) -> Config
 
 def _is_bad_argument(error: Exception) -> bool:
     """Whether this is a message for the user and not a fault of the program."""
-    return isinstance(error, ArgumentError | RunFolderError)
+    return isinstance(error, ArgumentError | DatasetError | RunFolderError)
 
 
 def _report(error: Exception) -> None:

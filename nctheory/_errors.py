@@ -7,3 +7,7 @@ class ArgumentError(ValueError):
     A `ValueError`, so that callers need not know this class. Command lines show it as one line, whereas other errors
     are faults of the program and keep their traceback.
     """
+
+
+class DatasetError(RuntimeError):
+    """A data set is absent, cannot be downloaded, or cannot be read; the message says where it was looked for."""

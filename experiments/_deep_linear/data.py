@@ -1,6 +1,7 @@
 """Images of a data set, thinned to given class sizes, as inputs of an MLP."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,9 @@ def equal_sizes(total: int, num_classes: int) -> tuple[int, ...]:
     return tuple(total // num_classes + (k < total % num_classes) for k in range(num_classes))
 
 
-def load(name: str, profiles: Sequence[tuple[int, ...]]) -> list[simulator.FixedData]:
+def load(
+    name: str, profiles: Sequence[tuple[int, ...]], data_dir: str | Path | None = None
+) -> list[simulator.FixedData]:
     """Training images of every class-size profile, and all test images.
 
     A profile takes the first n_k training images of class k in the order of the set, as the published run does. Pixels
@@ -31,6 +34,7 @@ def load(name: str, profiles: Sequence[tuple[int, ...]]) -> list[simulator.Fixed
     Args:
         name: a name of `vision.dataset_names()`.
         profiles: class sizes n_1 ... n_K, one tuple a profile.
+        data_dir: folder of prepared sets, as for `vision.load`.
 
     Returns:
         One data source a profile.
@@ -38,7 +42,7 @@ def load(name: str, profiles: Sequence[tuple[int, ...]]) -> list[simulator.Fixed
     Raises:
         ValueError: if a class has fewer images than a profile asks for.
     """
-    train, test = vision.load(name, "train"), vision.load(name, "test")
+    train, test = (vision.load(name, split, data_dir) for split in vision.SPLITS)
     pixels = [part.images.reshape(len(part.labels), -1).astype(np.float64) / 255.0 for part in (train, test)]
     center, scale = pixels[0].mean(), pixels[0].std()
     inputs = [(part - center) / scale for part in pixels]

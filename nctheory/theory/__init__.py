@@ -9,6 +9,13 @@ from nctheory.theory.ce_nonnegative import CeNonnegativeMinimizer as CeNonnegati
 from nctheory.theory.ce_nonnegative import ce_nonnegative_minimizer as ce_nonnegative_minimizer
 from nctheory.theory.ce_ufm import CeUfmMinimizer as CeUfmMinimizer
 from nctheory.theory.ce_ufm import ce_ufm_minimizer as ce_ufm_minimizer
+from nctheory.theory.deep_relu import DeepReluCollapse as DeepReluCollapse
+from nctheory.theory.deep_relu import SrgSolution as SrgSolution
+from nctheory.theory.deep_relu import deep_relu_collapse as deep_relu_collapse
+from nctheory.theory.deep_relu import edge_incidence as edge_incidence
+from nctheory.theory.deep_relu import srg_beats_dnc as srg_beats_dnc
+from nctheory.theory.deep_relu import srg_parameters as srg_parameters
+from nctheory.theory.deep_relu import srg_solution as srg_solution
 from nctheory.theory.free_features import FreeFeaturesMinimizer as FreeFeaturesMinimizer
 from nctheory.theory.free_features import free_features_minimizer as free_features_minimizer
 from nctheory.theory.geometry import GeometrySolution as GeometrySolution
@@ -41,3 +48,8 @@ from nctheory.theory.relu_limits import relu_features as relu_features
 from nctheory.theory.relu_limits import relu_limit as relu_limit
 from nctheory.theory.seli import SeliGeometry as SeliGeometry
 from nctheory.theory.seli import seli as seli
+from nctheory.theory.softmax_codes import OneVsRestDistance as OneVsRestDistance
+from nctheory.theory.softmax_codes import SoftmaxCode as SoftmaxCode
+from nctheory.theory.softmax_codes import one_vs_rest_distance as one_vs_rest_distance
+from nctheory.theory.softmax_codes import softmax_code as softmax_code
+from nctheory.theory.softmax_codes import softmax_code_margin as softmax_code_margin

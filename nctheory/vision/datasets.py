@@ -1,7 +1,7 @@
 """Image classification sets as plain arrays, behind one registry: `load(name, split)`.
 
-A data set is an entry of `_LOADERS`: a function `(split, data_dir) -> ImageDataset`. Adding one adds an entry and edits
-nothing else.
+A data set is an entry of `_LOADERS`: a function `(split, data_dir, progress) -> ImageDataset`. Adding one adds an entry
+and edits nothing else; one that TFDS prepares and whose rows have `image` and `label` is a name in `_tfds.NAMES`.
 """
 
 import functools
@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 
 from nctheory import _checks
 from nctheory._types import AnyArray
+from nctheory.vision import _tfds
 
 SPLITS = ("train", "test")
 _DIGITS_TEST_STRIDE = 5
@@ -59,8 +60,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return scaled.reshape(-1, 8, 8, 1), labels.astype(np.int32)
 
 
-def _load_digits(split: str, data_dir: str | Path | None) -> ImageDataset:
-    del data_dir  # The images ship with scikit-learn.
+def _load_digits(split: str, data_dir: str | Path | None, progress: bool) -> ImageDataset:
+    del data_dir, progress  # The images ship with scikit-learn.
     images, labels = _digits()
     # A rule instead of a random draw: no generator's stream has to stay the same over library versions.
     by_class = np.argsort(labels, kind="stable")
@@ -71,7 +72,15 @@ def _load_digits(split: str, data_dir: str | Path | None) -> ImageDataset:
     return ImageDataset(images[chosen], labels[chosen], class_names=names, name="digits", split=split)
 
 
-_LOADERS: dict[str, Callable[[str, str | Path | None], ImageDataset]] = {"digits": _load_digits}
+def _load_tfds(name: str, split: str, data_dir: str | Path | None, progress: bool) -> ImageDataset:
+    found = _tfds.read(name, split, data_dir, progress=progress)
+    return ImageDataset(found.images, found.labels, class_names=found.class_names, name=name, split=split)
+
+
+_LOADERS: dict[str, Callable[[str, str | Path | None, bool], ImageDataset]] = {
+    "digits": _load_digits,
+    **{name: functools.partial(_load_tfds, name) for name in _tfds.NAMES},
+}
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -79,7 +88,7 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(sorted(_LOADERS))
 
 
-def load(name: str, split: str, data_dir: str | Path | None = None) -> ImageDataset:
+def load(name: str, split: str, data_dir: str | Path | None = None, *, progress: bool = True) -> ImageDataset:
     """Load one split of an image set as uint8 arrays.
 
     "digits": the 1,797 handwritten digits that ship with scikit-learn, 8 x 8 x 1. Their levels 0..16 are stored as
@@ -88,17 +97,25 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> ImageData
     is test: 360 test and 1,437 train images, each class within one image of a fifth. Writers are not told apart in
     this set, so a writer can occur in both splits.
 
+    "mnist", "fashion_mnist", "svhn_cropped", "stl10", "cifar10", "cifar100": the sets of TensorFlow Datasets with their
+    own splits, read without TensorFlow. They are looked for in `data_dir`, else $TFDS_DATA_DIR, else
+    ~/tensorflow_datasets, and downloaded there if absent. The first call decodes a split, which takes 10 to 20 s for
+    60,000 small images; later ones read the decoded copy under $NCTHEORY_CACHE_DIR (else ~/.cache/nctheory) and check
+    its SHA-256. A copy belongs to the files it was made from; a damaged one is made again, with a warning.
+
     Args:
         name: A name from `dataset_names()`.
         split: "train" or "test".
-        data_dir: Folder with the prepared data, for sets that do not ship with a package; "digits" needs none.
+        data_dir: Folder of all prepared sets, each under NAME/VERSION; "digits" needs none.
+        progress: Whether to show a progress bar while decoding.
 
     Returns:
         The images (N H W C), labels (N) and class names, in the file's order. The arrays are fresh copies.
 
     Raises:
         ValueError: If the name or the split is unknown; the message lists the known ones.
+        DatasetError: If the set is absent and cannot be downloaded, or its files are damaged or truncated.
     """
     _checks.choice("name", name, dataset_names())
     _checks.choice("split", split, SPLITS)
-    return _LOADERS[name](split, data_dir)
+    return _LOADERS[name](split, data_dir, progress)
