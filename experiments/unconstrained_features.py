@@ -7,6 +7,7 @@ of starts that reach the global minimum and the ledger of claims with their cont
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,12 +54,18 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     scale = {"smoke": conditions.SMOKE, "default": conditions.DEFAULT, "paper": conditions.PAPER}[config.preset]
     count = scale.num_seeds if config.num_seeds is None else config.num_seeds
     began = time.perf_counter()
-    with Bench(scale, list(range(config.seed, config.seed + count)), folder.parts, progress=not config.quiet) as runs:
+    seeds = list(range(config.seed, config.seed + count))
+    with (
+        ThreadPoolExecutor(1) as aside,
+        Bench(scale, seeds, folder.parts, progress=not config.quiet) as runs,
+    ):
+        # The curves are many small programs: they compile while the sweeps run.
+        predicted = aside.submit(curves.measure, scale)
         minima.prepare(runs)
         descent.prepare(runs)
         with jax.default_matmul_precision("highest"):
             groups = {"minima": minima.measure(runs), "descent": descent.measure(runs)}
-    tree = xr.DataTree.from_dict({**groups, "curves": curves.measure(scale)})
+        tree = xr.DataTree.from_dict({**groups, "curves": predicted.result()})
     folder.write_history(tree)
     folder.write_manifest(
         device=f"{jax.devices()[0].device_kind} x {jax.device_count()}",

@@ -146,7 +146,7 @@ def pick(data: xr.Dataset, **wanted) -> xr.Dataset:
     keep = np.ones(data.sizes["condition"], dtype=bool)
     for name, value in wanted.items():
         column = data[f"condition_{name}"].values
-        keep &= np.asarray([value(each) for each in column]) if callable(value) else column == value
+        keep &= np.asarray([value(each) for each in column], dtype=bool) if callable(value) else column == value
     return data.isel(condition=np.flatnonzero(keep))
 
 

@@ -45,7 +45,7 @@ def measure(scale: Scale) -> xr.Dataset:
 
 
 def _levels() -> np.ndarray:
-    return np.sort(np.concatenate([np.linspace(0.4, 1.4, 201), [1 - 1e-9, 1 + 1e-9]]))
+    return np.sort(np.concatenate([np.linspace(0.1, 1.4, 261), [1 - 1e-9, 1 + 1e-9]]))
 
 
 def _class_sizes() -> np.ndarray:

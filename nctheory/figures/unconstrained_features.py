@@ -66,7 +66,7 @@ def _collapse(data: "xr.Dataset") -> "Figure":
         axes[row, 0].set_ylabel("distance from collapse")
     for axis in axes[-1]:
         axis.set_xlabel("training step")
-    axes[0, 0].legend(loc="lower left")
+    axes[0, 0].legend(loc="lower left", title="paler: later layer" if max(depths) > 1 else None, title_fontsize=7)
     return figure
 
 
@@ -136,7 +136,7 @@ def _mode_landscape(data: "xr.Dataset", curves: "xr.Dataset") -> "Figure":
             fitted = points.fitted_fractions.isel({"class": slice(0, 4)}).values.reshape(beta.size, -1)
             at = np.repeat(beta[:, None], fitted.shape[1], axis=1)
             right.plot(at.ravel(), fitted.ravel(), "o", color=color, markersize=2.5, alpha=0.25, markeredgewidth=0)
-    right.set(xlabel="β / threshold", ylabel="fitted fraction", ylim=(-0.04, 1))
+    right.set(xlabel="β / threshold", ylabel="fitted fraction", xlim=(0.35, 1.45), ylim=(-0.04, 1))
     right.legend(loc="upper right")
     _title(right, "(b) the jump; points: every mode of every start")
     return figure

@@ -84,14 +84,14 @@ def _prepared(name: str, folder: Path) -> Path:
         raise DatasetError(
             f"Data set {name!r} is not under {folder} (no {name}/VERSION/dataset_info.json), and downloading it "
             f"failed: {_one_line(error)}. Give `data_dir` or TFDS_DATA_DIR the folder of a copy in array_record "
-            f"format, or prepare one where there are a network and TensorFlow, which TFDS needs for writing but not for "
-            f"reading (pip install tensorflow): tfds build {name} --file_format=array_record."
+            f"format, or prepare one where there are a network and TensorFlow (TFDS writes with it, and reads without): "
+            f"pip install tensorflow && tfds build {name} --file_format=array_record."
         ) from error
 
 
 def _library() -> Any:
-    # absl warns that OpenCV would decode faster, but Pillow is fast enough for a cache that is made once; urllib3 reports
-    # each of its many retries, and the error that ends them says it all.
+    # absl warns that OpenCV would decode faster, but Pillow is fast enough for a cache that is made once; urllib3 would
+    # report each of its many retries, and the error that ends them says it all.
     for name in ("absl", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import tensorflow_datasets as tfds

@@ -83,7 +83,6 @@ def test_claims_hold_and_their_controls_are_refuted(smoke):
         "CE/simplex",
         "CE/convex-programme-loss",
         "CE/convex-programme-geometry",
-        "CE/deep-low-rank",
         "CE/minority-threshold-M1",
         "MSE/minority-threshold-M1",
     }
