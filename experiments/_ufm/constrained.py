@@ -61,25 +61,6 @@ RADII = ("feature_radius", "weight_radius")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PeeledProblem(SizedProblem):
-    """Layer-peeled model at class level: class k counts n_k/N times in the fit, once in the bound on the features.
-
-    One feature a class loses nothing: averaging those of a class raises neither the loss nor the norms (Jensen).
-    """
-
-    @property
-    def row_weights(self) -> Any:
-        """What the bound on the features counts: every class once."""
-        return np.ones(self.num_classes)
-
-    def data_loss(self, params: UfmParams) -> Float[Array, ""]:
-        """Evaluate the mean of the cross-entropy over samples."""
-        sizes = jnp.asarray(self.sizes, dtype=float)
-        return -jnp.sum(sizes * jnp.diagonal(jax.nn.log_softmax(self.logits(params), axis=1))) / jnp.sum(sizes)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class TirerBrunaProblem(SizedProblem):
     """Squared error in the normalisation of Tirer and Bruna, written out; the decays are those of their objective."""
 
@@ -140,7 +121,7 @@ def _peeled_cases() -> list[Case]:
         radii = {"feature_radius": feature_budget**0.5, "weight_radius": weight_budget**0.5}
         for level in LEVELS:
             sizes = (level * ratio, level * ratio, 1.0, 1.0)
-            problem = _problem(PeeledProblem, sizes, loss="cross_entropy", **bounded, **radii)
+            problem = _problem(SizedProblem, sizes, loss="cross_entropy", **bounded, **radii)
             found.append(Case("layer_peeled", problem, {"ratio": ratio}, {"ratio": other}))
     return found
 

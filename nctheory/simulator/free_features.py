@@ -241,8 +241,10 @@ class UfmProblem:
         elif self.features == "spherical":
             features = radius * features / jnp.sqrt(jnp.sum(features**2, axis=1))[:, None]
         elif self.features == "norm_bounded":
-            share = self.row_weights / (np.asarray(self.class_sizes)[self.labels] * self.num_classes)
-            mean_square = jnp.sum(_constant(share, features) * jnp.sum(features**2, axis=1))
+            rows = _constant(self.row_weights, features)
+            per_class = jax.ops.segment_sum(rows, jnp.asarray(self.labels), num_segments=self.num_classes)
+            shares = rows / (per_class[self.labels] * self.num_classes)
+            mean_square = jnp.sum(shares * jnp.sum(features**2, axis=1))
             features = radius * features / jnp.sqrt(mean_square)
         if self.weights != "free":
             squares = jnp.sum(weights[0] ** 2, axis=1)
@@ -299,7 +301,7 @@ def repeat_classes(problem: UfmProblem, params: UfmParams) -> UfmParams:
     return replace(params, features=jnp.asarray(params.features)[labels])
 
 
-def _constant(values: np.ndarray, like: jax.Array) -> jax.Array:
+def _constant(values: AnyArray, like: jax.Array) -> jax.Array:
     return jnp.asarray(values, dtype=like.dtype)
 
 

@@ -84,7 +84,7 @@ def _prepared(name: str, folder: Path) -> Path:
         raise DatasetError(
             f"Data set {name!r} is not under {folder} (no {name}/VERSION/dataset_info.json), and downloading it "
             f"failed: {_one_line(error)}. Give `data_dir` or TFDS_DATA_DIR the folder of a copy in array_record "
-            f"format, or prepare one where there are a network and TensorFlow (TFDS writes with it, and reads without): "
+            f"format, or prepare one where there are a network and TensorFlow (TFDS needs it to write, not to read): "
             f"pip install tensorflow && tfds build {name} --file_format=array_record."
         ) from error
 

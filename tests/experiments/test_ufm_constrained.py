@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from jaxtyping import config as jaxtyping_config
 
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmParams, UfmProblem, repeat_classes
@@ -40,14 +39,9 @@ def modules():
 def measured(modules, tmp_path_factory):
     """The real measurement at smoke size."""
     constrained, _, bench = modules
-    # As in a run of the script: `sizes` of a problem are traced there, which `UfmProblem` does not expect of its own.
-    jaxtyping_config.update("jaxtyping_disable", True)
-    try:
-        with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
-            constrained.prepare(runs)
-            return constrained.measure(runs)
-    finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
+    with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
+        constrained.prepare(runs)
+        return constrained.measure(runs)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +170,7 @@ def test_class_level_problems_are_those_with_all_samples(modules):
         sizes, radii = (5, 3, 2, 1), {"feature_radius": 1.3, "weight_radius": 0.7}
         bounded: dict[str, Any] = {"loss": "cross_entropy", "features": "norm_bounded", "weights": "norm_bounded"}
         bounded |= {"weight_decay": 0.0, "feature_decay": 0.0} | radii
-        small = constrained._problem(constrained.PeeledProblem, sizes, **bounded)
+        small = constrained._problem(constrained.SizedProblem, sizes, **bounded)
         params = small.init(jax.random.key(0))
         at_class = UfmProblem(sizes, constrained.WIDTH, 1, level="class", **bounded)
         full = UfmProblem(sizes, constrained.WIDTH, 1, **bounded)

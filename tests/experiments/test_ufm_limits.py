@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from jaxtyping import config as jaxtyping_config
 
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmProblem
@@ -34,14 +33,9 @@ def modules():
 def measured(modules, tmp_path_factory):
     """The real measurement at smoke size."""
     limits, _, bench = modules
-    # As in a run of the script: `sizes` of a problem are traced there, which `UfmProblem` does not expect of its own.
-    jaxtyping_config.update("jaxtyping_disable", True)
-    try:
-        with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
-            limits.prepare(runs)
-            return limits.measure(runs)
-    finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
+    with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
+        limits.prepare(runs)
+        return limits.measure(runs)
 
 
 @pytest.fixture(scope="module")

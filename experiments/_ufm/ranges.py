@@ -1,0 +1,43 @@
+"""Ranges of measurements over conditions and seeds, with the seeds that failed counted."""
+
+import numpy as np
+import xarray as xr
+
+from nctheory.claims import Interval, range_interval
+
+
+def only(data: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
+    """Conditions where `keep` is true."""
+    return data.isel(condition=np.flatnonzero(keep))
+
+
+def num_lost(data: xr.Dataset) -> int:
+    """Seeds that became non-finite in at least one condition."""
+    return int((data.finite != 1).any("condition").sum())
+
+
+def over_conditions(values: np.ndarray, data: xr.Dataset, which: str = "max") -> Interval:
+    """Range over conditions of a number that sums up the seeds; NaN, or no condition, leaves the claim open."""
+    values = np.asarray(values, dtype=float)
+    method = f"best start of each condition; {which} and range over conditions"
+    measured = low = high = np.nan
+    if values.size and not np.isnan(values).any():
+        measured, low, high = getattr(np, which)(values), values.min(), values.max()
+    return Interval(measured, low, high, data.sizes["seed"], num_lost(data), method)
+
+
+def over_starts(values: np.ndarray, there: np.ndarray, data: xr.Dataset, which: str = "max") -> Interval:
+    """Range over the starts (condition, seed) that `there` selects; every condition has to have one."""
+    chosen = np.asarray(values, dtype=float)[there]
+    method = f"every start with the least loss of its condition; {which} and range over them"
+    measured = low = high = np.nan
+    if there.any(axis=1).all() and chosen.size and not np.isnan(chosen).any():
+        measured, low, high = getattr(np, which)(chosen), chosen.min(), chosen.max()
+    return Interval(measured, low, high, data.sizes["seed"], num_lost(data), method)
+
+
+def over_seeds(values: xr.DataArray, data: xr.Dataset, which: str = "max") -> Interval:
+    """Largest (smallest) value over conditions in every seed, and its range over seeds."""
+    values = values.where(data.finite == 1)
+    worst = getattr(values, which)("condition", skipna=False).values
+    return range_interval(worst, which=which)
