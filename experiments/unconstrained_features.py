@@ -49,7 +49,8 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     import jax
     import xarray as xr
     from _bench import Bench
-    from _ufm import conditions, curves, descent, minima
+    from _ufm import conditions, curves
+    from _ufm.parts import PARTS
 
     scale = {"smoke": conditions.SMOKE, "default": conditions.DEFAULT, "paper": conditions.PAPER}[config.preset]
     count = scale.num_seeds if config.num_seeds is None else config.num_seeds
@@ -61,10 +62,10 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     ):
         # The curves are many small programs: they compile while the sweeps run.
         predicted = aside.submit(curves.measure, scale)
-        minima.prepare(runs)
-        descent.prepare(runs)
+        for part in PARTS.values():
+            part.prepare(runs)
         with jax.default_matmul_precision("highest"):
-            groups = {"minima": minima.measure(runs), "descent": descent.measure(runs)}
+            groups = {name: part.measure(runs) for name, part in PARTS.items()}
         tree = xr.DataTree.from_dict({**groups, "curves": predicted.result()})
     folder.write_history(tree)
     folder.write_manifest(
@@ -80,16 +81,16 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
 
 def judge(tree: "xr.DataTree") -> "Ledger":
     """Judge every claim from the stored arrays alone."""
-    from _ufm import claims
+    from _ufm.parts import judge_all
 
     from nctheory.claims import Ledger
 
-    return Ledger(tuple(claims.judge(tree)))
+    return Ledger(judge_all(tree))
 
 
 def report(folder: RunFolder, tree: "xr.DataTree") -> int:
     """Judge, write the claims, draw the figures, print the tables; return the exit code."""
-    from _ufm import claims
+    from _ufm.minima_claims import shares
 
     from nctheory import plotting
     from nctheory.figures import unconstrained_features
@@ -98,7 +99,7 @@ def report(folder: RunFolder, tree: "xr.DataTree") -> int:
     ledger.write(folder.path / "claims.json")
     for name, figure in unconstrained_features.draw_all(tree).items():
         plotting.save_figure(figure, folder.figures / name)
-    print(claims.shares(tree))
+    print(shares(tree["minima"].to_dataset()))
     print(ledger.table())
     failures = ledger.failures()
     print(f"{len(ledger.claims)} records, {len(failures)} not as they should be; run folder {folder.path}")

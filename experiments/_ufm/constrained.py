@@ -16,7 +16,8 @@ import xarray as xr
 from _bench import Bench, dimensionless
 from jaxtyping import Array, Float, Key
 
-from _ufm.grams import Minimum, distance, matrices, minimum_from, over_conditions, stored
+from _ufm.grams import Minimum, distance, matrices, minimum_from, stored
+from _ufm.ranges import only, over_conditions
 from _ufm.sizes import SizedProblem
 from nctheory.claims import AtMost, Claim, ClaimSpec, Covers, Interval, range_interval
 from nctheory.simulator.free_features import UfmParams
@@ -244,11 +245,11 @@ def judge(data: xr.Dataset) -> list[Claim]:
 
 
 def _of_kind(data: xr.Dataset, kind: str) -> xr.Dataset:
-    return data.isel(condition=np.flatnonzero(data.condition_kind == kind))
+    return only(data, data.condition_kind.values == kind)
 
 
 def _nonnegative(data: xr.Dataset) -> list[Claim]:
-    loss, gram, finite = CLAIMS["loss"], CLAIMS["gram"], data.finite.values
+    loss, gram = CLAIMS["loss"], CLAIMS["gram"]
     best = data.loss.where(data.converged == 1).min("seed").values
     at_minimum = (abs(data.loss / data.predicted_loss - 1) <= AT_MINIMUM) & (data.converged == 1)
 
@@ -265,10 +266,10 @@ def _nonnegative(data: xr.Dataset) -> list[Claim]:
 
     free = "the minimum without the sign constraint"
     return [
-        loss.judge(over_conditions(excess("predicted"), finite)),
-        loss.control("free-features", free, over_conditions(excess("wrong"), finite, centre="min")),
-        gram.judge(over_conditions(farthest("predicted"), finite)),
-        gram.control("free-features", free, over_conditions(farthest("wrong"), finite, centre="min")),
+        loss.judge(over_conditions(excess("predicted"), data)),
+        loss.control("free-features", free, over_conditions(excess("wrong"), data, "min")),
+        gram.judge(over_conditions(farthest("predicted"), data)),
+        gram.control("free-features", free, over_conditions(farthest("wrong"), data, "min")),
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from _bench import dimensionless
 
+from _ufm import relu_problems
 from _ufm.conditions import (
     CRITICAL_RATIO,
     DEEP_DECAY,
@@ -32,7 +33,7 @@ GRADED_TOTAL = sum(GRADED)
 def measure(scale: Scale) -> xr.Dataset:
     """Every curve, in one dataset."""
     with jax.enable_x64(True):
-        arrays = {**_modes(), **_class_norms(), **_angle(scale), **_deep()}
+        arrays = {**_modes(), **_class_norms(), **_angle(scale), **_deep(), **relu_problems.curves(scale)}
     coords = {
         "depth": list(CURVE_DEPTHS),
         "ratio_to_threshold": _levels(),

@@ -11,6 +11,7 @@ from _bench import Bench, dimensionless
 
 from _ufm.conditions import PUBLISHED, Scale, gof_targets, padded
 from _ufm.minima import LAYER_METRICS
+from nctheory.claims import AtMost, Claim, ClaimSpec, range_interval
 from nctheory.simulator.descent import DescentConfig, descend
 from nctheory.simulator.free_features import UfmProblem
 from nctheory.simulator.layer_geometry import FrameTargets
@@ -19,6 +20,14 @@ from nctheory.theory.mse_ufm import MseUfmMinimizer, mse_ufm_minimizer
 DECAY, RATE, MOMENTUM, INIT_STD, NUM_RECORDS = 5e-4, 0.1, 0.9, 0.1, 28
 # Which frame is predicted: orthogonal, simplex ETF, general orthogonal.
 FRAMES = {"of": ("balanced", "none"), "etf": ("balanced", "free"), "gof": ("step", "none")}
+COLLAPSE = ClaimSpec(
+    "GD/collapse-at-every-layer",
+    "derived here (theory.mse_ufm); setting of Dang et al. (2023)",
+    "Published gradient descent ends with NC1 and the distances from its predicted frame at every layer at most "
+    "0.01: largest of run and seed",
+    0.0,
+    AtMost(0.01),
+)
 
 
 @dataclass(frozen=True)
@@ -120,3 +129,18 @@ def collapse(data: xr.Dataset, frame: str) -> xr.DataArray:
     """Largest distance from a frame over layers, and NC1, at every step."""
     worst: Any = reduce(np.maximum, (data[name].max("layer") for name in (*frame_metrics(frame), "nc1")))
     return worst
+
+
+def judge(data: xr.Dataset) -> list[Claim]:
+    """Judge the claim from the stored arrays."""
+    final = data.isel(step=-1)
+    wrong_frame = {"of": "etf", "etf": "of", "gof": "of"}
+    right, wrong = [], []
+    for index, frame in enumerate(final.run_frame.values):
+        run = final.isel(run=index)
+        right.append(collapse(run, str(frame)).values)
+        wrong.append(collapse(run, wrong_frame[str(frame)]).values)
+    return [
+        COLLAPSE.judge(range_interval(np.max(right, axis=0))),
+        COLLAPSE.control("wrong-frame", "the frame of another setting", range_interval(np.min(wrong, axis=0))),
+    ]

@@ -9,7 +9,6 @@ import numpy as np
 from _bench import dimensionless
 from jaxtyping import Array, Bool, Float, Int
 
-from nctheory.claims import Interval
 from nctheory.simulator.free_features import UfmParams, UfmProblem
 from nctheory.simulator.solver import minimize_from
 
@@ -106,22 +105,3 @@ def distance(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Frobenius distance over the norm of the prediction, on the last two axes."""
     difference = np.linalg.norm(measured - predicted, axis=(-2, -1))
     return difference / np.linalg.norm(predicted, axis=(-2, -1))
-
-
-def over_conditions(values: np.ndarray, finite: np.ndarray, *, centre: str = "max") -> Interval:
-    """Range over conditions of a number that already sums up the seeds; NaN leaves the claim open.
-
-    Args:
-        values: one number a condition.
-        finite: which starts stayed finite, (condition, seed); a seed that failed anywhere is counted as lost.
-        centre: "max" or "min", the worst condition.
-
-    Returns:
-        The interval.
-    """
-    values = np.asarray(values, dtype=float)
-    lost, seeds = int((np.asarray(finite) != 1).any(axis=0).sum()), finite.shape[1]
-    method = "best start of each condition; range over conditions"
-    if values.size == 0 or np.isnan(values).any():
-        return Interval(np.nan, np.nan, np.nan, seeds, lost, method)
-    return Interval(getattr(np, centre)(values), values.min(), values.max(), seeds, lost, method)

@@ -1,6 +1,6 @@
 """Minima from random starts: every condition solved to machine accuracy over seeds, beside what theory predicts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -12,9 +12,9 @@ from _bench import Bench, dimensionless
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from _ufm.conditions import Condition, conditions, padded
+from _ufm.grams import sample_gradient_norm
 from _ufm.predictions import predict, targets
 from _ufm.sizes import SizedProblem
-from nctheory.simulator.free_features import UfmParams
 from nctheory.simulator.layer_geometry import FrameTargets, LayerGeometry, layer_geometry
 from nctheory.simulator.solver import solve
 
@@ -101,14 +101,6 @@ def solve_and_measure(config: SolveConfig, key: Key[Array, ""]) -> Solved:
             features, products, problem.labels, num_classes=problem.num_classes, targets=config.targets
         ),
     )
-
-
-def sample_gradient_norm(problem: SizedProblem, params: UfmParams) -> Float[Array, ""]:
-    """Norm of the gradient of the problem in which a class feature is repeated for each of its samples."""
-    gradient = jax.grad(problem.objective)(params)
-    features = gradient.features / jnp.sqrt(problem.sizes)[:, None]
-    leaves = jax.tree.leaves(replace(gradient, features=features))
-    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in leaves), jnp.zeros((), features.dtype)))
 
 
 def _relative_distance(measured: jax.Array, predicted: Any) -> jax.Array:

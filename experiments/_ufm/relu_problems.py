@@ -139,7 +139,7 @@ def width_of(num_classes: int) -> int:
 def conditions(scale: Scale) -> list[Condition]:
     """Every problem with every kind of start that it has, the largest first."""
     found = [Condition(k, depth, 1, GRAPH_DECAY, start) for k, depth in scale.graphs for start in STARTS[1:]]
-    found += [Condition(k, depth, 1, GRAPH_DECAY, start) for k, depth in scale.others for start in STARTS[:2]]
+    found += [Condition(k, depth, 1, GRAPH_DECAY, "random") for k, depth in scale.others]
     for depth in scale.two_classes:
         edge = theory(2, depth, TWO_CLASS_SAMPLES, 1.0).condition ** (-1 / (depth + 1))
         found += [Condition(2, depth, TWO_CLASS_SAMPLES, level * edge, "random") for level in (*LEVELS, *AROUND)]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nctheory import plotting
+from nctheory.figures import deep_relu
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,14 +26,14 @@ def draw_all(tree: "xr.DataTree") -> "dict[str, Figure]":
     Returns:
         Figures by file name; points are the best of all starts unless said otherwise, lines predictions.
     """
-    minima, curves, descent = (tree[name].to_dataset() for name in ("minima", "curves", "descent"))
+    minima, curves, descent, relu = (tree[name].to_dataset() for name in ("minima", "curves", "descent", "relu"))
     with plotting.use_style():
         return {
             "collapse_by_layer": _collapse(descent),
             "class_norms": _class_norms(minima, curves),
             "mode_landscape": _mode_landscape(minima, curves),
             "minority_angle": _minority_angle(minima, curves),
-            "deep_cross_entropy": _deep_cross_entropy(minima, curves),
+            "deep_losses": _deep_losses(minima, relu, curves),
         }
 
 
@@ -190,9 +191,9 @@ def _minority_fraction(ratio: np.ndarray, data: "xr.Dataset", depth: int, curves
     return np.where(level < float(curves.ratio_to_threshold[0]), np.nan, line)
 
 
-def _deep_cross_entropy(data: "xr.Dataset", curves: "xr.Dataset") -> "Figure":
+def _deep_losses(data: "xr.Dataset", relu: "xr.Dataset", curves: "xr.Dataset") -> "Figure":
     figure = plotting.new_figure(plotting.TEXT_WIDTH, 2.7)
-    left, right = figure.subplots(1, 2)
+    left, right, graphs = figure.subplots(1, 3)
     deep = _pick(data, kind="deep")
     colors = dict(zip(curves.deep_classes.values.tolist(), (PURPLE, BLUE, RED, GREEN), strict=True))
     for k, color in colors.items():
@@ -212,6 +213,8 @@ def _deep_cross_entropy(data: "xr.Dataset", curves: "xr.Dataset") -> "Figure":
     words = "dashed: simplex ETF; line: low rank; point: best start"
     left.legend(loc="lower right", ncols=3, title=words, title_fontsize=6.5)
     right.legend(loc="lower left", ncols=4, columnspacing=1, handlelength=1.2)
-    _title(left, "(a) losses against depth")
-    _title(right, "(b) below 1 the simplex ETF is beaten")
+    deep_relu.panel(graphs, relu, curves)
+    _title(left, "(a) cross-entropy, deep linear")
+    _title(right, "(b) the same over the simplex ETF")
+    _title(graphs, "(c) squared error, deep ReLU")
     return figure

@@ -93,6 +93,11 @@ def test_a_broken_law_is_refuted(modules, ideal, claim, changed, factor):
     assert judged(modules, ideal)[claim].verdict == "refuted"
 
 
+def test_starts_above_collapse_do_not_count_as_lower_losses(modules, ideal):
+    ideal["loss"][where(ideal, num_classes=4)] *= 1.1
+    assert judged(modules, ideal)["ReLU/two-classes-collapse/four-classes"].verdict == "supported"
+
+
 def test_a_failed_seed_is_counted_and_leaves_the_claims_open(modules, ideal):
     ideal["finite"][:, 1] = 0
     ideal["loss"][:, 1] = np.nan

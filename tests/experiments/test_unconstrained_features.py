@@ -18,7 +18,7 @@ from tests.experiments.conftest import ROOT, run_script
 pytestmark = pytest.mark.slow
 
 SCRIPT = "experiments/unconstrained_features.py"
-FIGURES = ("collapse_by_layer", "class_norms", "mode_landscape", "minority_angle", "deep_cross_entropy")
+FIGURES = ("collapse_by_layer", "class_norms", "mode_landscape", "minority_angle", "deep_losses")
 DIMS = {
     "minima": {"condition", "seed", "layer", "class"},
     "descent": {"run", "seed", "step", "layer", "class"},

@@ -1,14 +1,12 @@
-"""The claims about unconstrained features, fixed before any run, and their verdicts from the stored arrays alone."""
-
-from collections.abc import Callable
+"""The claims about minima from random starts, fixed before any run, and their verdicts from the stored arrays."""
 
 import numpy as np
 import xarray as xr
 
 from _ufm.conditions import CRITICAL_RATIO
-from _ufm.descent import collapse
 from _ufm.minima import is_at_minimum, is_caught
-from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, Interval, range_interval
+from _ufm.ranges import num_lost, only, over_conditions
+from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, Interval
 
 DERIVED = "derived here (theory.mse_ufm); setting of Dang et al. (2023)"
 CE = "Zhu et al. (2021), balanced classes; values derived here (theory.ce_ufm)"
@@ -97,14 +95,6 @@ CLAIMS = {
         0.0,
         AtMost(1e-8),
     ),
-    "descent": ClaimSpec(
-        "GD/collapse-at-every-layer",
-        DERIVED,
-        "Published gradient descent ends with NC1 and the distances from its predicted frame at every layer at most "
-        "0.01: largest of run and seed",
-        0.0,
-        AtMost(0.01),
-    ),
 }
 
 
@@ -122,23 +112,12 @@ def minority_spec(loss: str, depth: int) -> ClaimSpec:
     )
 
 
-def over_conditions(values: np.ndarray, data: xr.Dataset, centre: Callable = np.max) -> Interval:
-    """Range over conditions of a number that already sums up the seeds; NaN leaves the claim open."""
-    values = np.asarray(values, dtype=float)
-    lost = int((data.finite != 1).any("condition").sum()) if "finite" in data else 0
-    method = "best or worst seed of each condition; range over conditions"
-    if values.size == 0 or np.isnan(values).any():
-        return Interval(np.nan, np.nan, np.nan, data.sizes["seed"], lost, method)
-    return Interval(centre(values), values.min(), values.max(), data.sizes["seed"], lost, method)
-
-
-def judge(tree: xr.DataTree) -> list[Claim]:
+def judge(data: xr.Dataset) -> list[Claim]:
     """Judge every claim from the stored arrays."""
-    data = tree["minima"].to_dataset()
     claims = [*_losses(data), *_frames(data), *_cross_entropy(data), *_deep(data)]
     for loss, depth in CRITICAL_RATIO:
         claims += _threshold(data, loss, depth)
-    return [*claims, *_descent(tree["descent"].to_dataset())]
+    return claims
 
 
 def pick(data: xr.Dataset, **wanted) -> xr.Dataset:
@@ -147,7 +126,7 @@ def pick(data: xr.Dataset, **wanted) -> xr.Dataset:
     for name, value in wanted.items():
         column = data[f"condition_{name}"].values
         keep &= np.asarray([value(each) for each in column], dtype=bool) if callable(value) else column == value
-    return data.isel(condition=np.flatnonzero(keep))
+    return only(data, keep)
 
 
 def best(data: xr.Dataset) -> np.ndarray:
@@ -158,22 +137,22 @@ def best(data: xr.Dataset) -> np.ndarray:
 def _losses(data: xr.Dataset) -> list[Claim]:
     mse = pick(data, loss="mse")
     below, reached, landscape = CLAIMS["below"], CLAIMS["reached"], CLAIMS["landscape"]
-    window = mse.isel(condition=np.flatnonzero(mse.predicted_published_loss > mse.predicted_loss + 1e-6))
+    window = only(mse, mse.predicted_published_loss > mse.predicted_loss + 1e-6)
     deep = pick(mse, depth=lambda depth: depth > 1)
-    deep = deep.isel(condition=np.flatnonzero((deep.predicted_num_dead == 0) & (deep.condition_bias == "none")))
+    deep = only(deep, (deep.predicted_num_dead == 0) & (deep.condition_bias == "none"))
     one = pick(mse, depth=1)
     trapped = pick(mse, kind="grid", depth=3, width=16, balance=lambda name: name != "balanced")
-    trapped = trapped.isel(condition=np.flatnonzero(trapped.predicted_num_dead > 0))
+    trapped = only(trapped, trapped.predicted_num_dead > 0)
 
     def share(part: xr.Dataset) -> np.ndarray:
         return (is_at_minimum(part).sum("seed") / (part.converged == 1).sum("seed")).values
 
     return [
-        below.judge(over_conditions(best(mse) - mse.predicted_loss, mse, np.min)),
+        below.judge(over_conditions(best(mse) - mse.predicted_loss, mse, "min")),
         below.control(
             "published-threshold",
             "the published code's threshold, where it keeps modes that the minimum does not have",
-            over_conditions(best(window) - window.predicted_published_loss, window, np.min),
+            over_conditions(best(window) - window.predicted_published_loss, window, "min"),
         ),
         reached.judge(over_conditions(best(mse) / mse.predicted_loss - 1, mse)),
         reached.control(
@@ -181,7 +160,7 @@ def _losses(data: xr.Dataset) -> list[Claim]:
             "the formula with q lacking the factor M, two or more layers",
             over_conditions(best(deep) / deep.predicted_missing_factor_loss - 1, deep),
         ),
-        landscape.judge(over_conditions(share(one), one, np.min)),
+        landscape.judge(over_conditions(share(one), one, "min")),
         landscape.control(
             "several-layers",
             "three layers, unequal classes of which a part is dead at the minimum",
@@ -204,11 +183,11 @@ def frame_distance(data: xr.Dataset, frame: str) -> np.ndarray:
 
 def _frames(data: xr.Dataset) -> list[Claim]:
     mse = pick(data, loss="mse")
-    unique = mse.isel(condition=np.flatnonzero(mse.predicted_is_unique == 1))
+    unique = only(mse, mse.predicted_is_unique == 1)
     plain = pick(unique, bias="none")
-    plain = plain.isel(condition=np.flatnonzero(plain.predicted_weight_squares.fillna(0).sum("class") > 0))
+    plain = only(plain, plain.predicted_weight_squares.fillna(0).sum("class") > 0)
     # Where no start found the minimum, "minimum-reached" fails; geometry is about those that did.
-    plain = plain.isel(condition=np.flatnonzero(is_at_minimum(plain).any("seed")))
+    plain = only(plain, is_at_minimum(plain).any("seed"))
     unequal = pick(plain, balance=lambda name: name not in ("balanced", "ratio 1"))
     biased = pick(unique, bias="free", balance="balanced")
     balanced = pick(plain, balance="balanced")
@@ -218,11 +197,11 @@ def _frames(data: xr.Dataset) -> list[Claim]:
         gof.control(
             "equal-lengths",
             "an orthogonal frame of equal lengths, unequal classes",
-            over_conditions(frame_distance(unequal, "of"), unequal, np.min),
+            over_conditions(frame_distance(unequal, "of"), unequal, "min"),
         ),
         etf.judge(over_conditions(frame_distance(biased, "etf"), biased)),
         etf.control(
-            "no-bias", "the same without bias", over_conditions(frame_distance(balanced, "etf"), balanced, np.min)
+            "no-bias", "the same without bias", over_conditions(frame_distance(balanced, "etf"), balanced, "min")
         ),
     ]
 
@@ -252,17 +231,17 @@ def _cross_entropy(data: xr.Dataset) -> list[Claim]:
         ),
         etf.judge(over_conditions(frame_distance(equal, "etf"), equal)),
         etf.control(
-            "orthogonal", "an orthogonal frame instead", over_conditions(frame_distance(equal, "of"), equal, np.min)
+            "orthogonal", "an orthogonal frame instead", over_conditions(frame_distance(equal, "of"), equal, "min")
         ),
         convex.judge(over_conditions(excess(unequal, "predicted_loss"), unequal)),
         convex.control(
             "mean-size",
             "balanced classes of the mean size",
-            over_conditions(excess(grid, "predicted_etf_loss"), grid, np.min),
+            over_conditions(excess(grid, "predicted_etf_loss"), grid, "min"),
         ),
         gram.judge(over_conditions(gram_distance(unequal), unequal)),
         gram.control(
-            "simplex", "the simplex ETF of balanced classes", over_conditions(frame_distance(grid, "etf"), grid, np.min)
+            "simplex", "the simplex ETF of balanced classes", over_conditions(frame_distance(grid, "etf"), grid, "min")
         ),
     ]
 
@@ -270,7 +249,7 @@ def _cross_entropy(data: xr.Dataset) -> list[Claim]:
 def _deep(data: xr.Dataset) -> list[Claim]:
     deep = pick(data, kind="deep")
     k, depth = deep.condition_num_classes, deep.condition_depth
-    refuted = deep.isel(condition=np.flatnonzero(((k >= 4) & (depth >= 3)) | ((k >= 6) & (depth == 2))))
+    refuted = only(deep, ((k >= 4) & (depth >= 3)) | ((k >= 6) & (depth == 2)))
     three = pick(deep, num_classes=3)
     claim, small = CLAIMS["deep"], CLAIMS["deep_three"]
     known = np.minimum(best(refuted), refuted.predicted_low_rank_loss.values)
@@ -283,10 +262,10 @@ def _deep(data: xr.Dataset) -> list[Claim]:
         claim.control(
             "simplex-is-global",
             "the published statement: the simplex ETF is the global minimiser; its loss minus the best known",
-            over_conditions(refuted.predicted_etf_loss.values - known, refuted, np.min),
+            over_conditions(refuted.predicted_etf_loss.values - known, refuted, "min"),
         ),
         small.judge(over_conditions(difference(three), three)),
-        small.control("more-classes", "four or six classes", over_conditions(difference(refuted), refuted, np.min)),
+        small.control("more-classes", "four or six classes", over_conditions(difference(refuted), refuted, "min")),
     ]
 
 
@@ -308,7 +287,7 @@ def bracket(part: xr.Dataset) -> Interval:
     """Largest ratio without collapse and smallest ratio with it."""
     at, collapsed = ratios(part), collapsed_minority(part)
     alive, dead = at[~collapsed], at[collapsed]
-    lost, seeds = int((part.finite != 1).any("condition").sum()), part.sizes["seed"]
+    lost, seeds = num_lost(part), part.sizes["seed"]
     method = "bracket by the best starts of neighbouring ratios"
     if not alive.size or not dead.size or alive.max() > dead.min():
         return Interval(np.nan, np.nan, np.nan, seeds, lost, method)
@@ -328,24 +307,9 @@ def _threshold(data: xr.Dataset, loss: str, depth: int) -> list[Claim]:
     ]
 
 
-def _descent(data: xr.Dataset) -> list[Claim]:
-    spec, final = CLAIMS["descent"], data.isel(step=-1)
-    wrong_frame = {"of": "etf", "etf": "of", "gof": "of"}
-    right, wrong = [], []
-    for index, frame in enumerate(final.run_frame.values):
-        run = final.isel(run=index)
-        right.append(collapse(run, str(frame)).values)
-        wrong.append(collapse(run, wrong_frame[str(frame)]).values)
-    return [
-        spec.judge(range_interval(np.max(right, axis=0))),
-        spec.control("wrong-frame", "the frame of another setting", range_interval(np.min(wrong, axis=0))),
-    ]
-
-
-def shares(tree: xr.DataTree) -> str:
+def shares(data: xr.Dataset) -> str:
     """Table: share of starts at the global minimum and caught with dead classes, one line a condition."""
-    data = tree["minima"].to_dataset()
-    data = data.isel(condition=np.flatnonzero(np.isfinite(data.predicted_loss)))
+    data = only(data, np.isfinite(data.predicted_loss))
     at, caught, converged = is_at_minimum(data), is_caught(data), data.converged == 1
     lines = [f"{'condition':58s} {'gap of best':>11s} {'at minimum':>10s} {'caught':>6s} {'converged':>9s}"]
     for i in range(data.sizes["condition"]):
