@@ -2,7 +2,7 @@
 
 NetCDF has no complex numbers and no boolean attributes, and reads a variable whose unit is "seconds" as a time span.
 Complex variables are stored with a last axis of two (real, imag) and a mark; boolean attributes become 0 or 1 and empty
-ones the empty string; times are never decoded.
+ones the empty string; times are never decoded. Numbers are compressed without loss.
 """
 
 from collections.abc import Hashable, Mapping
@@ -31,9 +31,10 @@ def _encode(dataset: "xr.Dataset") -> "xr.Dataset":
     def variable(name: Hashable) -> "xr.Variable":
         old = dataset.variables[name]
         if old.dtype.kind != "c":
-            return xr.Variable(old.dims, old.data, _attributes(old.attrs), old.encoding)
+            packed = {"zlib": True} if old.ndim and old.dtype.kind in "biuf" else {}
+            return xr.Variable(old.dims, old.data, _attributes(old.attrs), packed)
         parts = np.stack([np.real(old.values), np.imag(old.values)], axis=-1)
-        return xr.Variable((*old.dims, _PARTS), parts, {**_attributes(old.attrs), _MARK: 1})
+        return xr.Variable((*old.dims, _PARTS), parts, {**_attributes(old.attrs), _MARK: 1}, {"zlib": True})
 
     coordinates = {name: variable(name) for name in dataset.coords}
     return xr.Dataset({name: variable(name) for name in dataset.data_vars}, coordinates, _attributes(dataset.attrs))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = plotting.LINE_COLORS
 GREY = "#555555"
+AT_DEPTH = 4
 FRAME_NAMES = {"of": "balanced: orthogonal frame", "etf": "bias: simplex ETF", "gof": "imbalanced: general frame"}
 
 
@@ -192,8 +193,8 @@ def _minority_fraction(ratio: np.ndarray, data: "xr.Dataset", depth: int, curves
 
 
 def _deep_losses(data: "xr.Dataset", relu: "xr.Dataset", curves: "xr.Dataset") -> "Figure":
-    figure = plotting.new_figure(plotting.TEXT_WIDTH, 2.7)
-    left, right, graphs = figure.subplots(1, 3)
+    figure = plotting.new_figure(plotting.TEXT_WIDTH, 4.8)
+    (left, right), (graphs, classes) = figure.subplots(2, 2)
     deep = _pick(data, kind="deep")
     colors = dict(zip(curves.deep_classes.values.tolist(), (PURPLE, BLUE, RED, GREEN), strict=True))
     for k, color in colors.items():
@@ -214,7 +215,20 @@ def _deep_losses(data: "xr.Dataset", relu: "xr.Dataset", curves: "xr.Dataset") -
     left.legend(loc="lower right", ncols=3, title=words, title_fontsize=6.5)
     right.legend(loc="lower left", ncols=4, columnspacing=1, handlelength=1.2)
     deep_relu.panel(graphs, relu, curves)
+    _against_classes(classes, curves)
     _title(left, "(a) cross-entropy, deep linear")
     _title(right, "(b) the same over the simplex ETF")
     _title(graphs, "(c) squared error, deep ReLU")
+    _title(classes, f"(d) against K, {AT_DEPTH} layers")
     return figure
+
+
+def _against_classes(axis: "Axes", curves: "xr.Dataset") -> None:
+    linear, graphs = curves.sel(deep_depth=AT_DEPTH), curves.sel(relu_depth=AT_DEPTH)
+    ratio = linear.low_rank_loss / linear.etf_loss
+    axis.plot(curves.deep_classes, ratio, "o-", color=BLUE, label="cross-entropy: low rank / simplex ETF")
+    ratio = graphs.relu_graph_loss / graphs.relu_collapse_loss
+    axis.plot(curves.relu_classes, ratio, "s-", color=RED, label="squared error, ReLU: graph / collapse")
+    axis.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    axis.set(xlabel="classes K", ylabel="ratio of predicted losses", ylim=(0.5, 1.05), xticks=(3, 4, 6, 10, 15))
+    axis.legend(loc="lower left")
