@@ -77,7 +77,7 @@ class Size:
 
 SIZES = (
     Size("MSE, depth 1", "mse", 4, 100, 64, 1, 3000, 200),
-    Size("MSE, depth 3", "mse", 4, 100, 64, 3, 3000, 200),
+    Size("MSE, depth 3", "mse", 4, 100, 64, 3, 600, 200),
     Size("cross-entropy, depth 1", "cross_entropy", 10, 100, 64, 1, 500, 50),
 )
 
