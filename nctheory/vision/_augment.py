@@ -7,9 +7,7 @@ from jaxtyping import Array, Key, UInt8
 AUGMENTATIONS = ("none", "crop_flip")
 
 
-def augment(
-    name: str, key: Key[Array, ""], images: UInt8[Array, "N H W C"], *, pad: int
-) -> UInt8[Array, "N H W C"]:
+def augment(name: str, key: Key[Array, ""], images: UInt8[Array, "N H W C"], *, pad: int) -> UInt8[Array, "N H W C"]:
     """Draw one random view of every image.
 
     "crop_flip": the image is padded with `pad` black pixels (level 0) on each side, cropped to its own size at one of

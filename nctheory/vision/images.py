@@ -75,7 +75,9 @@ class Images:
         else:
             _checks.shape("images", images, ("N", *like.image_shape))
             if num_classes != like.num_classes:
-                raise ArgumentError(f"Argument `num_classes` must be {like.num_classes} as in `like`, not {num_classes}.")
+                raise ArgumentError(
+                    f"Argument `num_classes` must be {like.num_classes} as in `like`, not {num_classes}."
+                )
             mean, std = like.mean, like.std
         return cls(images, np.asarray(labels).astype(np.int32), mean, std, num_classes=int(num_classes))
 
