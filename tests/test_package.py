@@ -108,7 +108,8 @@ def test_examples_in_docstrings_run():
 
 def test_every_public_name_resolves():
     assert issubclass(nctheory.ArgumentError, ValueError)
-    for name in set(nctheory.__all__) - {"ArgumentError"}:
+    assert issubclass(nctheory.DatasetError, RuntimeError)
+    for name in set(nctheory.__all__) - {"ArgumentError", "DatasetError"}:
         module = getattr(nctheory, name)
         assert module is importlib.import_module(f"nctheory.{name}")
         for public in getattr(module, "__all__", []):

@@ -5,21 +5,35 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_runs_and_says_something_sensible(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+def run_example(number):
+    """Run one of the README's library examples; return its names."""
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(examples) == 2
+    assert len([line for line in examples[number].splitlines() if line.strip()]) <= 12
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"):
-        exec(compile(example, str(README), "exec"), names)
-    q = names["q"]
+        exec(compile(examples[number], str(README), "exec"), names)
+    return names
+
+
+def test_the_sweep_runs_and_says_something_sensible(capsys):
+    q = run_example(0)["q"]
     assert q.shape == (2, 32)
     # Clusters at cosine 0.1 have merged part of the way from their untrained 1 towards 0.
     assert np.all((q > 0) & (q < 0.5))
     assert "diverged: [0 0]" in capsys.readouterr().out
+
+
+def test_the_search_finds_the_predicted_minimum(capsys):
+    names = run_example(1)
+    assert float(names["found"].loss.min()) == pytest.approx(float(names["minimum"].loss), rel=1e-12)
+    assert bool(names["found"].converged.all())
+    assert "True" in capsys.readouterr().out
 
 
 def test_both_commands_are_the_ones_that_ci_runs():

@@ -116,7 +116,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ("arguments", "message"),
     [
         (("--num-seeds", "1"), "Argument `num_seeds` must be an integer >= 2"),
-        (("--dataset", "mnits"), "Argument `dataset` must be one of ['digits'], but is 'mnits'"),
+        (("--dataset", "mnits"), "Argument `dataset` must be one of ['cifar10', 'cifar100', 'digits', "),
         (("--num-coarse", "11"), "Argument `num_coarse` must be <= num_fine = 10, but is 11"),
         (("--weight-decay", "-0.1"), "Argument `weight_decay` must be > 0, but is -0.1"),
         (("--plot-only",), "must be the folder of a finished run"),

@@ -199,7 +199,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dataset", "mnits"), "Argument `dataset` must be one of ['digits'], but is 'mnits'"),
+        (("--dataset", "mnits"), "Argument `dataset` must be one of ['cifar10', 'cifar100', 'digits', "),
         (("--weight-decay", "0"), "Argument `weight_decay` must be > 0 and finite, but is 0.0"),
     ],
 )

@@ -108,6 +108,7 @@ def test_claims_without_their_control_are_left_out(modules, ideal):
     assert all(claim.holds for claim in claims.values())
 
 
+@pytest.mark.slow
 def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
     codes, bench = modules
     monkeypatch.setattr(codes, "SMOKE", codes.Scale(codes=((4, 2),)))

@@ -73,6 +73,7 @@ def verdicts(modules, data):
     return {claim.id: claim for claim in modules[0].judge(data)}
 
 
+@pytest.mark.slow
 def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, tmp_path):
     measured.to_netcdf(tmp_path / "data.nc")
     with xr.open_dataset(tmp_path / "data.nc") as stored:
@@ -82,6 +83,7 @@ def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, 
     assert all(claim.num_seeds == 4 and claim.num_nonfinite == 0 for claim in ledger.claims)
 
 
+@pytest.mark.slow
 def test_what_is_stored_has_dimensions_units_and_definitions(measured):
     assert dict(measured.sizes) == {"condition": 29, "seed": 4, "class": 4, "other_class": 4}
     assert measured.loss.dtype == np.float64

@@ -74,6 +74,7 @@ def verdicts(modules, data):
     return {claim.id: claim for claim in modules[0].judge(data)}
 
 
+@pytest.mark.slow
 def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, tmp_path):
     measured.to_netcdf(tmp_path / "data.nc")
     with xr.open_dataset(tmp_path / "data.nc") as stored:
@@ -83,6 +84,7 @@ def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, 
     assert all(claim.num_seeds == 4 and claim.num_nonfinite == 0 for claim in ledger.claims)
 
 
+@pytest.mark.slow
 def test_what_is_stored_has_dimensions_units_and_definitions(measured):
     wanted = {"problem": 3, "decay": 7, "seed": 4, "class": 4, "other_class": 4, "shape": 1, "init_std": 5}
     assert dict(measured.sizes) == wanted
@@ -95,6 +97,7 @@ def test_what_is_stored_has_dimensions_units_and_definitions(measured):
     assert (measured.weight_distance.isel(seed=0) != measured.weight_distance.isel(seed=1)).all()
 
 
+@pytest.mark.slow
 def test_the_excess_over_seli_falls_with_the_decay(modules, measured):
     excess = modules[0].value_ratio(measured) - 1
     assert (excess > 0).all()

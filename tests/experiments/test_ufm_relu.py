@@ -106,6 +106,7 @@ def test_a_failed_seed_is_counted_and_leaves_the_claims_open(modules, ideal):
         assert claim.verdict == "inconclusive"
 
 
+@pytest.mark.slow
 def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
     relu, problems, bench = modules
     monkeypatch.setattr(problems, "SMOKE", problems.Scale(two_classes=(3,), graphs=(), others=()))

@@ -52,7 +52,7 @@ def test_reaches_tabulated_minima(sizes, depth, weight_decay, feature_decay, bia
     assert np.all(np.asarray(result.loss) > expected - GAP)
 
 
-@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("average", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_layer_formulas(average, key):
     """Every start is global: L* = K sqrt(n lw lh) - K N lw lh/2, or cross-entropy's with its margin rho."""
     k, n, lw, lh = 4, 6, 0.004, 0.006
@@ -79,7 +79,7 @@ def test_trivial_minimum(key):
     assert np.abs(np.asarray(result.params.features)).max() < (1e-9 if X64 else 1e-4)
 
 
-@pytest.mark.parametrize("features", ["nonnegative", "relu"])
+@pytest.mark.parametrize("features", ["nonnegative", pytest.param("relu", marks=pytest.mark.slow)])
 def test_nonnegative_features(features, key):
     """Cross-entropy, imbalanced, H >= 0: orthogonal class means with margins m_k; one class below its threshold."""
     sizes, lw, lh = np.array([9, 5, 1]), 0.05, 0.08
@@ -100,7 +100,7 @@ def test_nonnegative_features(features, key):
         assert np.asarray(result.params.features).min() >= 0
 
 
-@pytest.mark.parametrize("constraint", ["spherical", "norm_bounded"])
+@pytest.mark.parametrize("constraint", [pytest.param("spherical", marks=pytest.mark.slow), "norm_bounded"])
 def test_norm_constraints(constraint, key):
     """Balanced, width >= K - 1: a simplex ETF at full length, margin r_w r_h K/(K-1)."""
     k, r_h, r_w = 4, 1.3, 1.7

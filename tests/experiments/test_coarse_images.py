@@ -1,0 +1,239 @@
+"""The coarse-label experiment with an image network at its smallest size: record, claims, resume, verdict logic."""
+
+import csv
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests.experiments.conftest import ROOT, run_script
+
+SCRIPT = "experiments/coarse_labels.py"
+TIMES = ("curve_seconds", "score_seconds")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One finished smoke run that the tests of this file share; read only."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The experiment's own modules, which lie beside the script."""
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        from _coarse import images_claims, images_options, images_scores
+
+        yield SimpleNamespace(claims=images_claims, options=images_options, scores=images_scores)
+    finally:
+        sys.path.remove(str(ROOT / "experiments"))
+
+
+def history_of(out):
+    with xr.open_dataset(out / "history.nc") as stored:
+        return stored.load()
+
+
+def test_smoke_writes_a_whole_run_folder(smoke):
+    out, result = smoke
+    assert result.returncode == 0, result.stderr
+    for words in ("scikit-learn's copy", "hardware", "One seed: there is no interval", "control: raw pixels"):
+        assert words in result.stdout
+    assert {"config.json", "manifest.json", "history.nc", "claims.json"} <= {path.name for path in out.iterdir()}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert config["network"] == "resnet-small"
+    assert config["images"]["num_epochs"] == 2
+    assert "widths" not in config
+
+
+def test_record_has_names_and_units(smoke):
+    history = history_of(smoke[0])
+    assert history["clp"].dims == ("seed", "checkpoint")
+    assert history["class_distances"].dims == ("seed", "checkpoint", "fine", "other_fine")
+    assert history["class_distances"].attrs["units"] == "squared feature units"
+    assert history["curve_train_loss"].dims == ("training", "seed", "epoch")
+    assert history["curve_seconds"].attrs["units"] == "s"
+    np.testing.assert_array_equal(history["checkpoint"], [0, 1, 2])
+    np.testing.assert_array_equal(history["coarse_label"], np.arange(10) % 5)
+    for name, variable in history.data_vars.items():
+        assert name in ("coarse_label", "sample_class") or variable.attrs["units"], name
+        if name in ("clp", "fine_probe", "shuffled", "nc1", "ratio", "separation", "test_accuracy", "raw_clp"):
+            assert np.isfinite(variable).all(), name
+
+
+def test_scores_agree_with_what_training_saw(smoke):
+    """The accuracy from stored features is that of the training's own evaluation, whose path is another one."""
+    history = history_of(smoke[0])
+    own = history["curve_test_accuracy"].sel(training="coarse").values
+    np.testing.assert_allclose(history["test_accuracy"].values[:, 1:], own, atol=1e-6)
+    ordinary = history["curve_test_accuracy"].sel(training="ordinary").values[:, -1]
+    np.testing.assert_allclose(history["ordinary_accuracy"].values, ordinary, atol=1e-6)
+
+
+def test_controls_are_at_their_levels(smoke):
+    """Without sub-clusters half of the ceiling is left; 256 images give a standard error of 0.03."""
+    history = history_of(smoke[0])
+    ceiling = history["clp_ceiling"].values
+    assert (history["clp"].values <= ceiling).all()
+    assert np.abs(history["shuffled"].values - ceiling / 2).max() < 0.16
+    assert (history["fine_probe"].values > history["shuffled"].values + 0.1).all()
+    draws = history["surrogate"].values
+    assert np.isfinite(draws[:, :, 0]).all()
+    # The second draw, a control of a claim, is made at the end only.
+    assert np.isfinite(draws[:, -1, 1]).all()
+    assert np.isnan(draws[:, :-1, 1]).all()
+
+
+def test_every_claim_has_a_control(smoke):
+    claims = json.loads((smoke[0] / "claims.json").read_text())
+    named = {claim["id"] for claim in claims if claim["role"] == "claim"}
+    assert named == {"above-pixels", "above-surrogate", "near-probe", "fitted"}
+    assert {claim["claim_id"] for claim in claims if claim["role"] == "control"} == named
+    # A single seed decides nothing.
+    assert {claim["verdict"] for claim in claims} == {"inconclusive"}
+
+
+def test_plot_only_rewrites_the_same_ledger(smoke, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(smoke[0], out, ignore=shutil.ignore_patterns("parts", "claims.json", "figures"))
+    result = run_script(SCRIPT, "--plot-only", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()
+    assert (out / "figures" / "coarse_images.pdf").is_file()
+
+
+def test_run_killed_in_training_resumes_to_the_same_numbers(smoke, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(smoke[0], out)
+    # Killed in the second epoch of the coarse network: neither its last checkpoint nor what followed was written.
+    for name in ("history.nc", "manifest.json", "claims.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "parts" / "coarse-0" / "epoch_000002")
+    result = run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--resume", "--out", out)
+    assert result.returncode == 0, result.stderr
+    xr.testing.assert_identical(history_of(out).drop_vars(TIMES), history_of(smoke[0]).drop_vars(TIMES))
+    assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()
+
+
+def test_another_configuration_is_not_resumed(smoke):
+    out = smoke[0]
+    result = run_script(
+        SCRIPT, "--smoke", "--network", "resnet-small", "--images.learning-rate", "0.1", "--resume", "--out", out
+    )
+    assert result.returncode == 2
+    assert "configuration differs in images" in result.stderr
+
+
+def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
+    result = run_script("paper_figs/coarse_images.py", "--run", smoke[0], "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "coarse_images.csv") as file:
+        rows = list(csv.DictReader(file))
+    # Two 10 x 10 matrices, eight curves at three checkpoints, two levels.
+    assert len(rows) == 200 + 24 + 2
+    history = history_of(smoke[0])
+    shown = [float(row["value"]) for row in rows if row["panel"] == "clp"]
+    np.testing.assert_allclose(shown, history["clp"].values[0], rtol=1e-5)
+    assert (tmp_path / "coarse_images.pdf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--network", "resnet-smal"), "Argument `name` must be one of"),
+        (("--network", "resnet-small", "--learning-rate", "0.2"), "Argument `learning_rate` must be left alone"),
+        (("--images.num-epochs", "3"), "Argument `images` must be left alone with network 'mlp'"),
+        (("--network", "resnet-small", "--num-seeds", "0"), "Argument `num_seeds` must be an integer >= 2"),
+        (("--network", "resnet-small", "--images.num-train", "9"), "at least two images of every class"),
+        (("--network", "resnet-small", "--images.batch-size", "2000"), "must be at most the 1437 train images"),
+        (("--network", "resnet-small", "--images.checkpoint-epochs", "0", "5"), "end with the last epoch 12"),
+    ],
+)
+def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
+    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_default_checkpoints_are_log_spaced_with_both_ends(parts):
+    options = parts.options.ImageOptions
+    assert options().epochs == (0, 1, 2, 4, 8, 12)
+    assert options(num_epochs=1).epochs == (0, 1)
+    assert options(num_epochs=16).epochs == (0, 1, 2, 4, 8, 16)
+    assert options().augmentation("cifar10") == "crop_flip"
+    assert options().augmentation("mnist") == "none"
+
+
+def made_up_record(*, last=0.80, raw=0.29, surrogate=0.43, probe=0.82, coarse=0.87, untrained=0.35, num_seeds=3):
+    """A record with the given levels, a spread of 0.005 over seeds, and everything at its level by default."""
+    generator = np.random.default_rng(0)
+
+    def level(*values):
+        return np.array(values)[None, :] + 0.005 * generator.standard_normal((num_seeds, len(values)))
+
+    at = ("seed", "checkpoint")
+    draws = np.stack([level(surrogate, surrogate), level(surrogate, surrogate)], axis=-1)
+    return xr.Dataset(
+        {
+            "clp": (at, level(untrained, last)),
+            "surrogate": ((*at, "draw"), draws),
+            "fine_probe": (at, level(0.40, probe)),
+            "test_accuracy": (at, level(0.20, coarse)),
+            "raw_clp": ((), raw),
+        },
+        attrs={"dataset": "cifar10"},
+    )
+
+
+def test_expected_levels_pass_and_each_missing_effect_is_refuted(parts):
+    judge = parts.claims.judge
+    assert judge(made_up_record()).failures() == []
+    wrong = {
+        "above-pixels": {"raw": 0.60},
+        "above-surrogate": {"last": 0.44},
+        "near-probe": {"last": 0.70},
+        "fitted": {"coarse": 0.80},
+    }
+    for claim, levels in wrong.items():
+        verdicts = {row.id: row.verdict for row in judge(made_up_record(**levels)).claims}
+        assert verdicts[claim] == "refuted", claim
+
+
+def test_a_control_that_shows_the_effect_fails_the_ledger(parts):
+    failures = parts.claims.judge(made_up_record(untrained=0.80)).failures()
+    assert any(line.startswith("above-pixels/untrained: a control that must be refuted") for line in failures)
+
+
+def test_diverged_seeds_leave_the_verdict_open(parts):
+    record = made_up_record(num_seeds=4)
+    record["clp"][1, 1] = np.nan
+    rows = {row.id: row for row in parts.claims.judge(record).claims}
+    assert rows["above-pixels"].verdict == "inconclusive"
+    assert rows["above-pixels"].num_nonfinite == 1
+    assert rows["fitted"].verdict == "supported"
+
+
+def test_shuffled_classes_leave_half_of_what_two_perfect_clusters_give(parts):
+    """Clusters that are the classes score 1; after shuffling, about a half, and never above what matching can gain."""
+    from nctheory import vision
+
+    fine = np.tile(np.arange(10), 200)
+    mapping = vision.label_map("mod", num_fine=10, num_coarse=5)
+    coarse = vision.coarse_labels(fine, mapping)
+    data = SimpleNamespace(labels=((coarse, coarse), (fine, fine)), label_map=mapping)
+    probe = SimpleNamespace(matching=np.arange(10), pseudo_labels=fine, test_predictions=fine)
+    found = [parts.scores.shuffled_accuracy(data, probe, seed) for seed in range(20)]
+    # 2,000 images: standard error 0.011 a draw.
+    assert np.abs(np.array(found) - 0.5).max() < 0.06
+    assert parts.scores.shuffled_accuracy(data, probe, 3) == found[3]
+    lost = SimpleNamespace(matching=np.arange(10), pseudo_labels=fine, test_predictions=np.full(2000, -1))
+    assert parts.scores.shuffled_accuracy(data, lost, 0) == 0
