@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from _ufm.sizes import SizedProblem, sized_problem
-from nctheory.theory._modes import threshold
+from nctheory.theory._modes import root_limit, threshold
 from nctheory.theory.mse_ufm import MseUfmMinimizer
 
 SIZES = {"balanced": (10, 10, 10, 10), "step": (16, 16, 4, 4), "long-tailed": (21, 11, 6, 2)}
@@ -86,6 +86,7 @@ class Scale:
         narrow_depths: of its width K + 1 and bottleneck.
         bias_depths: of its free bias.
         ce_widths: of cross-entropy with one layer.
+        ce_depths: of cross-entropy with more layers, where theory has no minimum for unequal classes.
         deep: classes and depth of cross-entropy above one layer.
         published_depths: of the published setting, solved.
         graded_depths: of the class norms against class size.
@@ -102,14 +103,15 @@ class Scale:
     narrow_depths: tuple[int, ...] = (1, 3)
     bias_depths: tuple[int, ...] = (1, 3)
     ce_widths: tuple[int, ...] = (16, 5)
+    ce_depths: tuple[int, ...] = (2, 3, 6)
     deep: tuple[tuple[int, int], ...] = ((4, 2), (4, 3), (4, 6), (4, 9), (3, 3), (6, 2))
     published_depths: tuple[int, ...] = (1, 3)
     graded_depths: tuple[int, ...] = (1, 3)
     jump_depths: tuple[int, ...] = (1, 3)
     minority_ratios: tuple[tuple[str, int, tuple[float, ...]], ...] = (
-        ("cross_entropy", 1, (1.0, 2.5, 4.0, 4.8, 5.2, 7.0, 10.0)),
-        ("mse", 1, (1.0, 4.0, 4.8, 5.2, 7.0)),
-        ("mse", 3, (1.0, 2.4, 2.8, 3.2, 5.0)),
+        ("cross_entropy", 1, (1.0, 2.5, 4.0, 4.4, 4.8, 5.2, 7.0, 10.0)),
+        ("mse", 1, (1.0, 1.8, 2.0, 4.0, 4.8, 5.2, 7.0)),
+        ("mse", 3, (1.0, 2.4, 2.8, 3.2, 4.5, 4.8)),
     )
     descent_depths: tuple[int, ...] = (1, 3)
     descent_steps: int = 10_000
@@ -125,6 +127,7 @@ SMOKE = Scale(
     narrow_depths=(),
     bias_depths=(1,),
     ce_widths=(16,),
+    ce_depths=(),
     deep=((3, 3),),
     published_depths=(),
     graded_depths=(),
@@ -137,6 +140,7 @@ SMOKE = Scale(
 )
 PAPER = Scale(
     num_seeds=256,
+    ce_depths=(2, 3, 6, 9),
     narrow_depths=(1, 2, 3, 6, 9),
     bias_depths=(1, 2, 3, 6, 9),
     published_depths=(1, 2, 3, 6, 9),
@@ -150,6 +154,27 @@ PAPER = Scale(
 # Critical ratios n_A/n_B of two large and two small classes, and the size of the small ones.
 MINORITY_SIZE = 10
 CRITICAL_RATIO = {("cross_entropy", 1): 5.0, ("mse", 1): 5.0, ("mse", 3): 3.0}
+# What other formulas say at the same decay; the grids have close neighbours there too, so that a control could pass.
+WRONG_RATIO = {
+    ("cross_entropy", 1): (
+        "non-negative-features",
+        "the threshold of non-negative features",
+        # N^2 lambda^2 K/(K-1) = n_B in place of N^2 lambda^2 = n_B, N proportional to the ratio plus 1, K = 4.
+        6 * math.sqrt(3 / 4) - 1,
+    ),
+    ("mse", 1): (
+        "three-layers",
+        "the formula of three layers",
+        # 3 (N lambda)^(4/3) = thr_3 n_B in place of (N lambda)^2 = n_B, n_B = 10.
+        6 * (threshold(3) * MINORITY_SIZE / 3) ** 0.75 / math.sqrt(MINORITY_SIZE) - 1,
+    ),
+    ("mse", 3): (
+        "published-threshold",
+        "the published code's threshold",
+        # N^(4/3) is proportional to the threshold.
+        4 * (root_limit(3) / threshold(3)) ** 0.75 - 1,
+    ),
+}
 CE_DECAYS = (1e-3, 8e-3)
 DEEP_DECAY, DEEP_SAMPLES = 5e-3, 2
 JUMP = (0.5, 0.7, 0.85, 0.93, 0.98, 1.02, 1.07, 1.15, 1.3)
@@ -193,6 +218,9 @@ def _cross_entropy(scale: Scale) -> list[Condition]:
     for balance, sizes in SIZES.items():
         for width in scale.ce_widths:
             found += [Condition("grid", "cross_entropy", 1, balance, sizes, width, decay) for decay in CE_DECAYS]
+    for depth in scale.ce_depths:
+        for balance, sizes in SIZES.items():
+            found += [Condition("grid", "cross_entropy", depth, balance, sizes, 16, decay) for decay in CE_DECAYS]
     for k, depth in scale.deep:
         sizes = (DEEP_SAMPLES,) * k
         found.append(Condition("deep", "cross_entropy", depth, "balanced", sizes, 4 * k, DEEP_DECAY))

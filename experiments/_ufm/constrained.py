@@ -17,7 +17,7 @@ from _bench import Bench, dimensionless
 from jaxtyping import Array, Float, Key
 
 from _ufm.grams import Minimum, distance, matrices, minimum_from, stored
-from _ufm.ranges import only, over_conditions
+from _ufm.ranges import in_units, only, over_conditions
 from _ufm.sizes import SizedProblem
 from nctheory.claims import AtMost, Claim, ClaimSpec, Covers, Interval, range_interval
 from nctheory.simulator.free_features import UfmParams
@@ -120,7 +120,9 @@ def _peeled_cases() -> list[Case]:
     found = []
     for (feature_budget, weight_budget), ratio, other in zip(BUDGETS, thresholds, thresholds[::-1], strict=True):
         radii = {"feature_radius": feature_budget**0.5, "weight_radius": weight_budget**0.5}
-        for level in LEVELS:
+        # Close around the wrong ratio too: a control must be able to pass.
+        wrong = other / ratio
+        for level in sorted({*LEVELS, 0.99 * wrong, 1.01 * wrong}):
             sizes = (level * ratio, level * ratio, 1.0, 1.0)
             problem = _problem(SizedProblem, sizes, loss="cross_entropy", **bounded, **radii)
             found.append(Case("layer_peeled", problem, {"ratio": ratio}, {"ratio": other}))
@@ -233,9 +235,10 @@ def peeled_spec(feature_budget: float, weight_budget: float, ratio: float) -> Cl
         f"CE/peeled-threshold-E{feature_budget * weight_budget:g}",
         PEELED,
         f"Layer-peeled model, bounds {feature_budget:g} and {weight_budget:g}: two minority classes merge, in weights "
-        "and features, at the predicted ratio of class sizes: bracketed by trained minima, every seed",
-        ratio,
-        Covers(ratio, 0.05 * ratio),
+        f"and features, at the predicted ratio {ratio:.4g} of class sizes: bracketed by trained minima, every seed, in "
+        "units of the prediction",
+        1.0,
+        Covers(1.0, 0.05),
     )
 
 
@@ -306,11 +309,16 @@ def bracket(data: xr.Dataset) -> Interval:
 def _peeled(data: xr.Dataset) -> list[Claim]:
     data = _of_kind(data, "layer_peeled")
     groups = [data.isel(condition=np.flatnonzero(data.predicted_ratio == r)) for r in np.unique(data.predicted_ratio)]
-    brackets, found = [bracket(group) for group in groups], []
-    for group, mine, other in zip(groups, brackets, brackets[::-1], strict=True):
+    found = []
+    for group in groups:
         first = group.isel(condition=0)
-        spec = peeled_spec(*(float(first[name]) ** 2 for name in RADII), ratio=float(first.predicted_ratio))
-        found += [spec.judge(mine), spec.control("other-bounds", "the bracket of the other bounds", other)]
+        right, wrong = float(first.predicted_ratio), float(first.wrong_ratio)
+        spec = peeled_spec(*(float(first[name]) ** 2 for name in RADII), ratio=right)
+        words = f"the same bracket in units of {wrong:.4g}, the ratio predicted for the other bounds"
+        found += [
+            spec.judge(in_units(bracket(group), right)),
+            spec.control("other-bounds", words, in_units(bracket(group), wrong)),
+        ]
     return found
 
 

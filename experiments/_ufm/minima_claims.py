@@ -3,9 +3,9 @@
 import numpy as np
 import xarray as xr
 
-from _ufm.conditions import CRITICAL_RATIO
+from _ufm.conditions import CRITICAL_RATIO, WRONG_RATIO
 from _ufm.minima import is_at_minimum, is_caught
-from _ufm.ranges import num_lost, only, over_conditions
+from _ufm.ranges import in_units, num_lost, only, over_conditions
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, Interval
 
 DERIVED = "derived here (theory.mse_ufm); setting of Dang et al. (2023)"
@@ -47,7 +47,7 @@ CLAIMS = {
     ),
     "landscape": ClaimSpec(
         "MSE/one-layer-no-trap",
-        "Zhou et al. (2022): other critical points are strict saddles",
+        "observed here; for balanced classes Zhou et al. (2022): other critical points are strict saddles",
         "One layer: share of converged starts at the global minimum, least condition",
         1.0,
         AtLeast(1.0),
@@ -106,9 +106,10 @@ def minority_spec(loss: str, depth: int) -> ClaimSpec:
     return ClaimSpec(
         f"{name}/minority-threshold-M{depth}",
         MINORITY,
-        f"Two minority classes {what} at the predicted imbalance ratio: bracketed by trained minima",
-        ratio,
-        Covers(ratio, 0.6),
+        f"Two minority classes {what} at the predicted imbalance ratio {ratio:g}: bracketed by trained minima, in units "
+        "of the prediction",
+        1.0,
+        Covers(1.0, 0.14),
     )
 
 
@@ -252,7 +253,6 @@ def _deep(data: xr.Dataset) -> list[Claim]:
     refuted = only(deep, ((k >= 4) & (depth >= 3)) | ((k >= 6) & (depth == 2)))
     three = pick(deep, num_classes=3)
     claim, small = CLAIMS["deep"], CLAIMS["deep_three"]
-    known = np.minimum(best(refuted), refuted.predicted_low_rank_loss.values)
 
     def difference(part: xr.Dataset) -> np.ndarray:
         return np.abs(best(part) / part.predicted_etf_loss.values - 1)
@@ -261,8 +261,8 @@ def _deep(data: xr.Dataset) -> list[Claim]:
         claim.judge(over_conditions(best(refuted) - refuted.predicted_low_rank_loss.values, refuted)),
         claim.control(
             "simplex-is-global",
-            "the published statement: the simplex ETF is the global minimiser; its loss minus the best known",
-            over_conditions(refuted.predicted_etf_loss.values - known, refuted, "min"),
+            "the published statement: the simplex ETF is the global minimiser; its loss minus that of the best start",
+            over_conditions(refuted.predicted_etf_loss.values - best(refuted), refuted, "min"),
         ),
         small.judge(over_conditions(difference(three), three)),
         small.control("more-classes", "four or six classes", over_conditions(difference(refuted), refuted, "min")),
@@ -298,18 +298,19 @@ def _threshold(data: xr.Dataset, loss: str, depth: int) -> list[Claim]:
     part = pick(data, kind="minority", loss=loss, depth=depth)
     if not part.sizes["condition"]:
         return []
-    spec = minority_spec(loss, depth)
-    other = ("mse", 1 if depth == 3 else 3)
-    wrong = bracket(pick(data, kind="minority", loss=other[0], depth=other[1]))
+    spec, found = minority_spec(loss, depth), bracket(part)
+    name, words, wrong = WRONG_RATIO[loss, depth]
     return [
-        spec.judge(bracket(part)),
-        spec.control("other-depth", f"the bracket of squared error with {other[1]} layers", wrong),
+        spec.judge(in_units(found, CRITICAL_RATIO[loss, depth])),
+        spec.control(name, f"the same bracket in units of {wrong:.4g}, the ratio by {words}", in_units(found, wrong)),
     ]
 
 
 def shares(data: xr.Dataset) -> str:
-    """Table: share of starts at the global minimum and caught with dead classes, one line a condition."""
-    data = only(data, np.isfinite(data.predicted_loss))
+    """Table: share of starts at the global minimum (gap "nan": at the best start) and caught with dead classes."""
+    # Where theory has no minimum, the best start stands in for it.
+    has_minimum = np.isfinite(data.predicted_loss)
+    data = data.assign(predicted_loss=data.predicted_loss.fillna(data.loss.min("seed")))
     at, caught, converged = is_at_minimum(data), is_caught(data), data.converged == 1
     lines = [f"{'condition':58s} {'gap of best':>11s} {'at minimum':>10s} {'caught':>6s} {'converged':>9s}"]
     for i in range(data.sizes["condition"]):
@@ -319,7 +320,7 @@ def shares(data: xr.Dataset) -> str:
             f"M {one.condition_depth.item()} {one.condition_balance.item()} d {one.condition_width.item()} "
             f"decay {one.condition_decay.item():.2g}"
         )
-        gap = float(one.loss.min() / one.predicted_loss - 1)
+        gap = float(one.loss.min() / one.predicted_loss - 1) if has_minimum[i] else np.nan
         numbers = [float(each.isel(condition=i).mean()) for each in (at, caught, converged)]
         lines.append(f"{name:58s} {gap:11.1e} {numbers[0]:10.2f} {numbers[1]:6.2f} {numbers[2]:9.2f}")
     return "\n".join(lines)

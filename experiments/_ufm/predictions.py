@@ -39,6 +39,8 @@ def predict(condition: Condition) -> dict[str, np.ndarray]:
         return found | _mse(condition, decays)
     if depth == 1:
         return found | _one_layer(condition, decays)
+    if len(set(condition.class_sizes)) > 1:
+        return found
     shared = {**decays, "depth": depth}
     samples = condition.class_sizes[0]
     etf = ce_deep_etf_loss(k, samples, **shared)

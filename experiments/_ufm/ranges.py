@@ -1,5 +1,7 @@
 """Ranges of measurements over conditions and seeds, with the seeds that failed counted."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -41,3 +43,9 @@ def over_seeds(values: xr.DataArray, data: xr.Dataset, which: str = "max") -> In
     values = values.where(data.finite == 1)
     worst = getattr(values, which)("condition", skipna=False).values
     return range_interval(worst, which=which)
+
+
+def in_units(interval: Interval, unit: float) -> Interval:
+    """The same interval divided by a positive number."""
+    low, high, measured = (value / unit for value in (interval.low, interval.high, interval.measured))
+    return replace(interval, measured=measured, low=low, high=high)

@@ -142,7 +142,10 @@ def conditions(scale: Scale) -> list[Condition]:
     found += [Condition(k, depth, 1, GRAPH_DECAY, "random") for k, depth in scale.others]
     for depth in scale.two_classes:
         edge = theory(2, depth, TWO_CLASS_SAMPLES, 1.0).condition ** (-1 / (depth + 1))
-        found += [Condition(2, depth, TWO_CLASS_SAMPLES, level * edge, "random") for level in (*LEVELS, *AROUND)]
+        # Close around the edge by the wrong formula too, which lacks the samples: a control must be able to pass.
+        wrong = TWO_CLASS_SAMPLES ** (1 / (depth + 1))
+        levels = (*LEVELS, *AROUND, *(edge_side * wrong for edge_side in AROUND))
+        found += [Condition(2, depth, TWO_CLASS_SAMPLES, level * edge, "random") for level in levels]
         # So close to its end the collapsed solution attracts few random starts.
         found.append(Condition(2, depth, TWO_CLASS_SAMPLES, AROUND[0] * edge, "collapse"))
     return sorted(found, key=lambda each: (-each.num_classes, -each.depth))

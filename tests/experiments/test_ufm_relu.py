@@ -88,7 +88,7 @@ def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ide
 )
 def test_a_broken_law_is_refuted(modules, ideal, claim, changed, factor):
     at = where(ideal, **changed)
-    name = "explicit_loss" if claim == "ReLU/explicit-points" else "loss"
+    name = {"ReLU/explicit-points": "explicit_loss", "ReLU/two-classes-threshold": "predicted_level"}.get(claim, "loss")
     ideal[name][at] *= factor
     assert judged(modules, ideal)[claim].verdict == "refuted"
 
