@@ -32,7 +32,7 @@ COLLAPSE = ClaimSpec(
 MINIMUM = ClaimSpec(
     "GD/minimum-approached",
     "derived here (theory.mse_ufm); setting of Dang et al. (2023)",
-    "Published gradient descent ends within 0.1 % of the predicted minimum, below it only by rounding: relative excess, "
+    "Published gradient descent ends within 0.1 % of the predicted minimum, below only by rounding: relative excess, "
     "largest of run and seed",
     0.0,
     Within(-1e-4, 1e-3),

@@ -106,8 +106,8 @@ def minority_spec(loss: str, depth: int) -> ClaimSpec:
     return ClaimSpec(
         f"{name}/minority-threshold-M{depth}",
         MINORITY,
-        f"Two minority classes {what} at the predicted imbalance ratio {ratio:g}: bracketed by trained minima, in units "
-        "of the prediction",
+        f"Two minority classes {what} at the predicted imbalance ratio {ratio:g}: bracketed by trained minima, in "
+        "units of the prediction",
         1.0,
         Covers(1.0, 0.14),
     )

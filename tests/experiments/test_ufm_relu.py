@@ -81,7 +81,7 @@ def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ide
     [
         # One lower start is enough against a minimum.
         ("ReLU/two-classes-collapse", {"num_classes": 2, "start": "random"}, 1 - 1e-6),
-        ("ReLU/two-classes-threshold", {"num_classes": 2, "depth": 4}, 0.9),
+        ("ReLU/two-classes-threshold", {"num_classes": 2}, 1.2),
         ("ReLU/explicit-points", {}, 1 + 1e-9),
         ("ReLU/graph-below-collapse", {"num_classes": 6, "depth": 4}, 1.1),
     ],
