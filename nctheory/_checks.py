@@ -18,9 +18,15 @@ from nctheory._errors import ArgumentError
 
 def is_concrete(value: Any) -> bool:
     """Whether the numbers inside `value` can be read now (not a tracer, not a pytree placeholder)."""
-    if isinstance(value, jax.core.Tracer):
+    if _holds_tracer(value):
         return False
     return isinstance(value, numbers.Number | np.ndarray | np.generic | jax.Array | Sequence)
+
+
+def _holds_tracer(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_tracer(entry) for entry in value)
+    return isinstance(value, jax.core.Tracer)
 
 
 def _describe(value: Any) -> str:
@@ -38,6 +44,13 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     return int(value)
 
 
+def integers(name: str, values: Any, *, minimum: int | None = None) -> tuple[int, ...]:
+    """Check a sequence of integers, each as `integer` does."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or np.ndim(values) != 1:
+        raise ArgumentError(f"Argument `{name}` must be a sequence of integers, but is {_describe(values)}.")
+    return tuple(integer(name, value, minimum=minimum) for value in values)
+
+
 def real(
     name: str,
     value: Any,
@@ -49,6 +62,10 @@ def real(
 ) -> None:
     """Check a finite real scalar, or every entry of a real array, against bounds; tracers pass unchecked."""
     if not is_concrete(value):
+        if isinstance(value, list | tuple):  # some entries are traced, others may be known
+            exclusive = {"exclusive_minimum": exclusive_minimum, "exclusive_maximum": exclusive_maximum}
+            for entry in value:
+                real(name, entry, minimum=minimum, maximum=maximum, **exclusive)
         return
     parts = ["be finite"]
     if minimum is not None:
@@ -56,6 +73,9 @@ def real(
     if maximum is not None:
         parts.append(f"{'<' if exclusive_maximum else '<='} {maximum:g}")
     try:
+        # NumPy would turn a truth value next to a float into a number.
+        if isinstance(value, list | tuple) and any(isinstance(entry, bool | np.bool_) for entry in value):
+            raise TypeError
         array = np.asarray(value)
         if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise TypeError
@@ -73,15 +93,32 @@ def real(
         raise ArgumentError(f"Argument `{name}` must {' and '.join(parts)}, but is {shown}.")
 
 
+def number(name: str, value: Any, **bounds: Any) -> None:
+    """As `real`, but None and other objects, which inside a pytree may be JAX's placeholders, are refused."""
+    if not (is_concrete(value) or _holds_tracer(value)):
+        raise ArgumentError(f"Argument `{name}` must be a real number, but is {_describe(value)}.")
+    real(name, value, **bounds)
+
+
 def choice(name: str, value: Any, options: Collection[str]) -> None:
     """Check that a named option exists."""
     if value not in options:
         raise ArgumentError(f"Argument `{name}` must be one of {sorted(options)}, but is {value!r}.")
 
 
+def shape_of(name: str, value: Any) -> tuple[int, ...]:
+    """Shape of an array, a number, or nested lists of them, whose entries may be traced."""
+    if not isinstance(value, list | tuple):
+        return np.shape(value)
+    inner = {shape_of(name, entry) for entry in value}
+    if len(inner) > 1:
+        raise ArgumentError(f"Argument `{name}` must be rectangular, but has entries of shapes {sorted(inner)}.")
+    return (len(value), *(inner.pop() if inner else ()))
+
+
 def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
     """Check an array's shape; an integer is a required size, a string names a free axis."""
-    actual = np.shape(value)
+    actual = shape_of(name, value)
     fits = len(actual) == len(expected) and all(
         isinstance(want, str) or want == have for want, have in zip(expected, actual, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What the cross-entropy predictions share: checks of their arguments, and the softmax residual of class logits."""
+"""Checks of the arguments that predictions on free features share, and the softmax residual of class logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from jaxtyping import Float, Int, Num
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
-from nctheory.theory._common import Scalar
+from nctheory.theory._common import Scalar, check_positive, float_dtype
 
-ClassSizes = Sequence[int] | Num[AnyArray, " K"]
 Count = int | np.integer | Scalar | Int[AnyArray, ""]
-LayerDecay = Scalar | Sequence[float] | Float[AnyArray, " M"]
-Bias = str | float
+ClassSizes = Sequence[Count] | Num[AnyArray, " K"]
+LayerDecay = Scalar | Sequence[Scalar] | Float[AnyArray, " M"]
+Bias = str | Scalar
 
 
 def check_class_sizes(class_sizes: Any) -> int:
     """Check K >= 2 whole class sizes >= 1 and return K; the values of tracers pass unchecked."""
     _checks.shape("class_sizes", class_sizes, ("K",))
-    num_classes = int(np.shape(class_sizes)[0])
+    num_classes = _checks.shape_of("class_sizes", class_sizes)[0]
     if num_classes < 2:
         raise ArgumentError(f"Argument `class_sizes` must hold at least 2 classes, but has {num_classes}.")
+    _checks.number("class_sizes", class_sizes, minimum=1)
     if _checks.is_concrete(class_sizes):
-        _checks.real("class_sizes", class_sizes, minimum=1)
         known = np.asarray(class_sizes, np.float64)
         if (known != np.round(known)).any():
             offender = known[known != np.round(known)][0]
@@ -33,27 +33,36 @@ def check_class_sizes(class_sizes: Any) -> int:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Check a whole number >= 1 that may be traced or an array."""
-    _checks.real(name, value, minimum=1)
+    """Check a whole number >= 1, without axes; the value of a tracer passes unchecked."""
+    _checks.shape(name, value, ())
+    _checks.number(name, value, minimum=1)
     if _checks.is_concrete(value) and (np.asarray(value, np.float64) % 1 != 0).any():
         raise ArgumentError(f"Argument `{name}` must be a whole number, but is {value}.")
 
 
-def check_decays(weight_decay: Any, feature_decay: Any, depth: int = 1) -> None:
-    """Check positive decays; the weight decay may be one number or one a layer."""
-    if np.ndim(weight_decay) > 0:
+def check_decays(weight_decay: Any, feature_decay: Any, depth: int = 1, dtype: np.dtype | None = None) -> None:
+    """Check positive decays, in the dtype of the calculation; the weight decay may be one number or one a layer."""
+    if _checks.shape_of("weight_decay", weight_decay):
         _checks.shape("weight_decay", weight_decay, (depth,))
     _checks.shape("feature_decay", feature_decay, ())
-    _checks.real("weight_decay", weight_decay, minimum=0.0, exclusive_minimum=True)
-    _checks.real("feature_decay", feature_decay, minimum=0.0, exclusive_minimum=True)
+    dtype = float_dtype(weight_decay, feature_decay) if dtype is None else dtype
+    check_positive("weight_decay", weight_decay, dtype)
+    check_positive("feature_decay", feature_decay, dtype)
 
 
-def check_bias(bias: Any, *, regularised: bool = True) -> None:
-    """Check a kind of bias: "none", "free", or (where allowed) the coefficient >= 0 of |b|^2/2."""
+def check_bias(bias: Any, *, regularised: bool = True, dtype: np.dtype | None = None) -> None:
+    """Check a kind of bias: "none", "free", or (where allowed) the decay > 0, which multiplies |b|^2/2.
+
+    One rule for all predictions: a decay of 0 is the free bias and must be called "free", because which of the three
+    kinds is meant has to be known before a traced decay is.
+    """
     if isinstance(bias, str):
         _checks.choice("bias", bias, ("none", "free"))
+    elif regularised and bias is None:
+        raise ArgumentError('Argument `bias` must be "none", "free" or a number > 0, but is None.')
     elif regularised:
-        _checks.real("bias", bias, minimum=0.0)
+        _checks.shape("bias", bias, ())
+        check_positive("bias", bias, float_dtype(bias) if dtype is None else dtype)
     else:
         raise ArgumentError(f'Argument `bias` must be "none" or "free", but is {bias!r}.')
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nctheory.theory._common import nan_unless
 from nctheory.theory._modes import minimize_mode
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -31,8 +32,23 @@ class Modes(NamedTuple):
 
 def solve_modes(sizes, weight_decay, feature_decay, bias_decay, *, free: bool, rank: int, keep_ties: bool) -> Modes:
     """Modes of the global minimiser; NaN where a decayed bias meets class sizes that no formula covers."""
-    depth, num_classes = weight_decay.shape[0], sizes.shape[0]
-    total = jnp.sum(sizes)
+    decays = (weight_decay, feature_decay, bias_decay)
+    modes = _separate_modes(sizes, *decays, free=free, rank=rank, keep_ties=keep_ties)
+    if bias_decay is None:
+        return modes
+    num_classes, equal = sizes.shape[0], jnp.all(sizes == sizes[0])
+    if weight_decay.shape[0] == 1 and rank == num_classes:
+        # Eigenvectors of equal eigenvalues have no derivative: where this branch is not used, make them differ.
+        unequal = sizes + jnp.where(equal, jnp.arange(num_classes, dtype=sizes.dtype), 0.0)
+        coupled, covered = _coupled_modes(unequal, weight_decay[0], feature_decay, bias_decay, modes.trivial_loss)
+    else:
+        coupled, covered = modes, jnp.asarray(False)
+    return nan_unless(equal | covered, jax.tree.map(lambda a, b: jnp.where(equal, a, b), modes, coupled))
+
+
+def _separate_modes(sizes, weight_decay, feature_decay, bias_decay, *, free: bool, rank: int, keep_ties: bool) -> Modes:
+    """Modes that are scalar problems of their own; with a decayed bias this takes equal class sizes."""
+    depth, total = weight_decay.shape[0], jnp.sum(sizes)
     rho = None if bias_decay is None else bias_decay / (1 + bias_decay)
     left, right, squares, log_weight = _target(sizes, rho, free=free)
     log_decays = jnp.sum(jnp.log(weight_decay)) + jnp.log(feature_decay)
@@ -43,20 +59,11 @@ def solve_modes(sizes, weight_decay, feature_decay, bias_decay, *, free: bool, r
     active = mode.active & allowed
     fraction = jnp.where(active, mode.fraction, 0.0)
     costs = jnp.exp(log_weight) * squares / (2 * total)
-    shares = sizes / total
-    if bias_decay is None:
-        bias = shares if free else jnp.zeros_like(sizes)
-    else:
-        bias = (1 - fraction[-1]) / (1 + bias_decay) * shares
-    trivial_loss = jnp.asarray(0.5, sizes.dtype)
-    if free:
-        trivial_loss = trivial_loss - jnp.sum(shares**2) / 2
-    elif bias_decay is not None:
-        trivial_loss = trivial_loss - jnp.sum(shares**2) / (2 * (1 + bias_decay))
+    trivial_loss, trivial_bias = _bias_only(sizes / total, bias_decay, free=free)
     saved = jnp.sum(jnp.where(active, costs * (1 - mode.value), 0.0))
     # Without an active mode the two losses are the same number; otherwise add up what is left, without cancellation.
     left_over = jnp.sum(costs * jnp.where(active, mode.value, 1.0))
-    modes = Modes(
+    return Modes(
         left=left,
         right=right,
         target=jnp.sqrt(squares),
@@ -68,20 +75,16 @@ def solve_modes(sizes, weight_decay, feature_decay, bias_decay, *, free: bool, r
         is_tie=mode.is_tie & allowed,
         loss=jnp.where(saved > 0, jnp.minimum(left_over, trivial_loss), trivial_loss),
         trivial_loss=trivial_loss,
-        bias=bias,
+        bias=trivial_bias if bias_decay is None else (1 - fraction[-1]) * trivial_bias,
     )
-    if bias_decay is None:
-        return modes
-    equal = jnp.all(sizes == sizes[0])
-    if depth == 1 and rank == num_classes:
-        # Eigenvectors of equal eigenvalues have no derivative: where this branch is not used, make them differ.
-        unequal = sizes + jnp.where(equal, jnp.arange(num_classes, dtype=sizes.dtype), 0.0)
-        coupled, covered = _coupled_modes(unequal, weight_decay[0], feature_decay, bias_decay, trivial_loss)
-    else:
-        coupled, covered = modes, jnp.asarray(False)
-    chosen = jax.tree.map(lambda a, b: jnp.where(equal, a, b), modes, coupled)
-    valid = equal | covered
-    return jax.tree.map(lambda a: a if a.dtype == bool else jnp.where(valid, a, jnp.nan), chosen)
+
+
+def _bias_only(shares, bias_decay, *, free: bool) -> tuple[jax.Array, jax.Array]:
+    """Least loss over the bias alone, with weights and features zero, and that bias."""
+    if bias_decay is None and not free:
+        return jnp.asarray(0.5, shares.dtype), jnp.zeros_like(shares)
+    stiffness = 1.0 if bias_decay is None else 1 + bias_decay
+    return 0.5 - jnp.sum(shares**2) / (2 * stiffness), shares / stiffness
 
 
 def _target(sizes, rho, *, free: bool) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -120,8 +123,10 @@ def _coupled_modes(sizes, weight_decay, feature_decay, bias_decay, trivial_loss)
     covered = values[-1] >= -8 * jnp.finfo(sizes.dtype).eps * root.max()
     values = jnp.maximum(values, 0.0)
     target = jnp.sum(left**2 * root[:, None], axis=0)
-    fraction = values / target
-    rest = (target - values) / target
+    # The part that is not fitted, not as a difference to 1, which would lose all digits at small decays.
+    along = jnp.matmul(p, left, precision=HIGHEST)
+    rest = total * mu * (1 + along**2 / bias_decay) / target
+    fraction = jnp.where(values > 0, jnp.maximum(1 - rest, 0.0), 0.0)
     loss = mu * jnp.sum(root) - total * mu**2 / 2 * (sizes.shape[0] + 1 / bias_decay)
     active = values > 0
     modes = Modes(

@@ -60,6 +60,9 @@ class CeConvexMinimizer:
         is_trivial: whether W = H = 0 in the solution.
         rank: number of positive singular values.
         singular_values: of the class logits times diag(sqrt n_k), decreasing.
+        active: modes (singular directions, in the order of `singular_values`) that are not zero.
+        active_classes: classes with a nonzero row of W; equal classes that merge keep a common nonzero row.
+        layer_singular_values: of W and of H (all samples), a row each, one column a mode.
         logits: W times the class features, one column a class; without the bias.
         bias: b; a free one has mean 0.
         weight_gram: W W^T.
@@ -82,6 +85,9 @@ class CeConvexMinimizer:
     is_trivial: Bool[np.ndarray, ""]
     rank: Int[np.ndarray, ""]
     singular_values: Float[np.ndarray, " K"]
+    active: Bool[np.ndarray, " K"]
+    active_classes: Bool[np.ndarray, " K"]
+    layer_singular_values: Float[np.ndarray, "2 K"]
     logits: Float[np.ndarray, "K K"]
     bias: Float[np.ndarray, " K"]
     weight_gram: Float[np.ndarray, "K K"]
@@ -115,7 +121,7 @@ def ce_ufm_convex(
         class_sizes: n_1..n_K, whole numbers >= 1 (samples), K >= 2.
         weight_decay: lambda_W > 0, coefficient of |W|^2/2 (dimensionless).
         feature_decay: lambda_H > 0, coefficient of |H|^2/2 summed over all samples (dimensionless).
-        bias: "none", "free", or lambda_b >= 0, coefficient of |b|^2/2 (dimensionless).
+        bias: "none", "free" (no decay; 0 is refused), or lambda_b > 0, coefficient of |b|^2/2 (dimensionless).
         tolerance: > 0, for the gap, the excess of the certificate over 1, and the bias residual.
         max_rounds: >= 1 rounds of 300 proximal steps, each followed by a Newton polish.
 
@@ -130,11 +136,13 @@ def ce_ufm_convex(
     """
     check_class_sizes(class_sizes)
     _checks.shape("weight_decay", weight_decay, ())
-    check_decays(weight_decay, feature_decay)
-    check_bias(bias)
-    _checks.real("tolerance", tolerance, minimum=0.0, exclusive_minimum=True)
+    check_decays(weight_decay, feature_decay, dtype=np.dtype(np.float64))
+    check_bias(bias, dtype=np.dtype(np.float64))
+    _checks.shape("tolerance", tolerance, ())
+    _checks.number("tolerance", tolerance, minimum=0.0, exclusive_minimum=True)
     max_rounds = _checks.integer("max_rounds", max_rounds, minimum=1)
     require_concrete(class_sizes=class_sizes, weight_decay=weight_decay, feature_decay=feature_decay)
+    require_concrete(bias=bias, tolerance=tolerance)
     decay_w, decay_h = float(weight_decay), float(feature_decay)
     bias_decay = {"none": None, "free": 0.0}[bias] if isinstance(bias, str) else float(bias)
     problem = Problem(np.asarray(class_sizes, np.float64), np.sqrt(decay_w) * np.sqrt(decay_h), bias_decay)
@@ -160,7 +168,7 @@ def _record(problem, x, bias, certificate, balance, tolerance, count) -> CeConve
     s = np.where(s > 1e-13 * max(s[0], 1.0), s, 0.0)
     weight = u * np.sqrt(s * balance)
     features = vt.T * np.sqrt(s / balance) / problem.roots[:, None]
-    feature_norms = np.linalg.norm(features, axis=1)
+    weight_norms, feature_norms = np.linalg.norm(weight, axis=1), np.linalg.norm(features, axis=1)
     spread = max(certificate.gap, certificate.spectral - 1, certificate.bias_residual)
     return CeConvexMinimizer(
         loss=np.asarray(certificate.loss),
@@ -172,11 +180,14 @@ def _record(problem, x, bias, certificate, balance, tolerance, count) -> CeConve
         is_trivial=np.asarray(s[0] == 0),
         rank=np.asarray(np.sum(s > 0)),
         singular_values=s,
+        active=s > 0,
+        active_classes=weight_norms > 1e-13 * max(weight_norms.max(), 1.0),
+        layer_singular_values=np.stack([np.sqrt(s * balance), np.sqrt(s / balance)]),
         logits=(u * s) @ vt / problem.roots,
         bias=bias - bias.mean() if problem.bias_decay == 0 else bias,
         weight_gram=weight @ weight.T,
         feature_gram=features @ features.T,
-        class_weight_norms=np.linalg.norm(weight, axis=1),
+        class_weight_norms=weight_norms,
         class_feature_norms=feature_norms,
         layer_norms=np.array([np.sum(weight**2), problem.sizes @ feature_norms**2]),
         weight=weight,

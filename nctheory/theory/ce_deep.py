@@ -48,7 +48,7 @@ from jaxtyping import Bool, Float
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory.frames import _hyperplane_basis
-from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
 from nctheory.theory._cross_entropy import Count, LayerDecay, check_count, check_decays
 
 _NUM_BISECTIONS = 64
@@ -75,12 +75,15 @@ class CeDeepSolution:
         logit_scales: rho of each block, 0 where zero is better.
         logits: class logits, one column a class.
         singular_values: of the class logits, block by block.
+        active: modes (in the order of `singular_values`) that are not zero.
+        active_classes: classes with a nonzero row of A.
         layer_singular_values: of W_1..W_M and of H (all samples), a row each.
         layer_norms: |W_1|_F^2 .. |W_M|_F^2 and |H|_F^2, the latter over all samples.
         weight_gram: A A^T with A = W_M ... W_1.
         feature_gram: Gram matrix of the class features.
         weights: one representative W_1..W_M, of width equal to the rank of the block form (pad with zeros).
         class_features: the class features that go with `weights`, one a row.
+        bias: b, zero.
         block_sizes: number of classes in each block.
         in_refuted_range: whether K and depth lie in the range of Garrod and Keating's theorem.
         assumptions: what must hold.
@@ -94,12 +97,15 @@ class CeDeepSolution:
     logit_scales: Float[jax.Array, "... B"]
     logits: Float[jax.Array, "... K K"]
     singular_values: Float[jax.Array, "... r"]
+    active: Bool[jax.Array, "... r"]
+    active_classes: Bool[jax.Array, "... K"]
     layer_singular_values: Float[jax.Array, "... M+1 r"]
     layer_norms: Float[jax.Array, "... M+1"]
     weight_gram: Float[jax.Array, "... K K"]
     feature_gram: Float[jax.Array, "... K K"]
     weights: tuple[Float[jax.Array, "... a b"], ...]
     class_features: Float[jax.Array, "... K r"]
+    bias: Float[jax.Array, "... K"]
     block_sizes: tuple[int, ...] = field(metadata={"static": True})
     in_refuted_range: bool = field(metadata={"static": True})
     assumptions: tuple[str, ...] = field(metadata={"static": True}, default=_ASSUMPTIONS)
@@ -113,7 +119,7 @@ def ce_deep_etf_loss(
     min over rho of log(1 + (K-1) e^-rho) + (K-1) ((M+1)/2) kappa rho^{2/(M+1)}, kappa = (n P lambda_H)^{1/(M+1)}; at
     the minimum 1/(e^rho + K - 1) = kappa rho^{-(M-1)/(M+1)}, or rho = 0 with loss log K where that is lower: unlike one
     layer the solution jumps to zero. Refuted as global minimum for K >= 4, M >= 3 and K >= 6, M = 2. Nothing is
-    undefined.
+    undefined for valid arguments; traced arguments out of range make all floats of the record NaN.
 
     Args:
         num_classes: K >= 2.
@@ -148,7 +154,8 @@ def ce_deep_low_rank_loss(
     A pair gives its classes logits +-beta and all others 0: min over beta of log(1 + (K-2) e^-beta + e^-2beta) +
     (K/2) ((M+1)/2) kappa (2 beta)^{2/(M+1)} for even K; an odd K has one block of three. Other splits through
     `block_sizes`; each block is switched off where zero is better. For K = 2, 3 the default is the simplex ETF itself.
-    An explicit solution, hence an upper bound of the minimum, not claimed to be it. Nothing is undefined.
+    An explicit solution, hence an upper bound of the minimum, not claimed to be it. Nothing is undefined for valid
+    arguments; traced arguments out of range make all floats of the record NaN.
 
     Args:
         num_classes: K >= 2.
@@ -171,7 +178,7 @@ def ce_deep_low_rank_loss(
         k = _checks.integer("num_classes", num_classes, minimum=2)
         blocks = (2,) * (k // 2) if k % 2 == 0 else (2,) * ((k - 3) // 2) + (3,)
     else:
-        blocks = tuple(_checks.integer("block_sizes", size, minimum=1) for size in block_sizes)
+        blocks = _checks.integers("block_sizes", block_sizes, minimum=1)
     return _solve(num_classes, samples_per_class, weight_decay, feature_decay, depth, blocks)
 
 
@@ -182,9 +189,8 @@ def _solve(num_classes, samples_per_class, weight_decay, feature_decay, depth, b
     check_decays(weight_decay, feature_decay, depth)
     if sum(blocks) != k:
         raise ArgumentError(f"Argument `block_sizes` must add up to num_classes = {k}, but is {blocks}.")
-    decays = np.asarray(weight_decay) if isinstance(weight_decay, tuple | list) else weight_decay
-    dtype = float_dtype(decays if hasattr(decays, "dtype") else 0.0, feature_decay)
-    n, decays, feature_decay = (as_float(value, dtype) for value in (samples_per_class, decays, feature_decay))
+    dtype = float_dtype(weight_decay, feature_decay)
+    n, decays, feature_decay = (as_float(value, dtype) for value in (samples_per_class, weight_decay, feature_decay))
     return _record(k, blocks, n, jnp.broadcast_to(decays, (depth,)), feature_decay)
 
 
@@ -249,33 +255,39 @@ def _record(k: int, blocks: tuple[int, ...], n, weight_decay, feature_decay) -> 
     pairs = (2,) * (k // 2) if k % 2 == 0 else (2,) * ((k - 3) // 2) + (3,)
     low_rank = loss if blocks != (k,) else _total_loss(k, pairs, depth, log_kappa)[0]
     scales = jnp.stack([parts[size][0] for size in blocks])
-    values = jnp.concatenate(
-        [jnp.zeros(0, n.dtype), *(jnp.full(g - 1, r) for g, r in zip(blocks, scales, strict=True))]
-    )
+    values = jnp.repeat(scales, np.array(blocks) - 1, total_repeat_length=k - len(blocks))
     basis = jnp.asarray(_block_basis(blocks), n.dtype)
     active = values > 0
     log_mu = (jnp.sum(log_decays) + jnp.log(n) + 2 * jnp.log(jnp.where(active, values, 1.0))) / (depth + 1)
     layers = jnp.where(active[None, :], jnp.exp((log_mu[None, :] - log_decays[:, None]) / 2), 0.0)
     head, features = jnp.prod(layers[:-1], axis=0), layers[-1] / jnp.sqrt(n)
     weights = (*(jnp.diag(row) for row in layers[: depth - 1]), basis * layers[depth - 1][None, :])
-    return CeDeepSolution(
+    record = CeDeepSolution(
         loss=loss,
         trivial_loss=jnp.log(jnp.asarray(k, n.dtype)),
         is_trivial=~jnp.any(active),
         etf_loss=etf_loss,
         etf_is_beaten=low_rank < etf_loss * (1 - 64 * jnp.finfo(n.dtype).eps),
         logit_scales=scales,
-        logits=(basis * values[None, :]) @ basis.T,
+        logits=_sandwich(basis, values),
         singular_values=values,
+        active=active,
+        active_classes=jnp.repeat(scales > 0, np.array(blocks), total_repeat_length=k),
         layer_singular_values=layers,
         layer_norms=jnp.sum(layers**2, axis=1),
-        weight_gram=(basis * (head**2)[None, :]) @ basis.T,
-        feature_gram=(basis * (features**2)[None, :]) @ basis.T,
+        weight_gram=_sandwich(basis, head**2),
+        feature_gram=_sandwich(basis, features**2),
         weights=weights,
         class_features=basis * features[None, :],
+        bias=jnp.zeros(k, n.dtype),
         block_sizes=blocks,
         in_refuted_range=(k >= 4 and depth >= 3) or (k >= 6 and depth == 2),
     )
+    return nan_unless(all_counts(n) & all_positive(weight_decay, feature_decay), record)
+
+
+def _sandwich(basis, values):
+    return jnp.matmul(basis * values[None, :], basis.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _block_basis(blocks: tuple[int, ...]) -> np.ndarray:

@@ -31,11 +31,10 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float
 
 from nctheory import _checks
-from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
 from nctheory.theory._cross_entropy import ClassSizes, check_class_sizes, check_decays
 
 _ASSUMPTIONS = (
@@ -56,14 +55,19 @@ class CeNonnegativeMinimizer:
         trivial_loss: loss at zero, log K.
         is_trivial: whether zero is the minimiser.
         active: classes with a non-zero feature.
+        active_classes: the same, under the name that the other records use.
         margins: m_k, difference of the true logit and any other.
         size_threshold: N^2 lambda_W lambda_H K/(K-1); classes of at most this size vanish.
+        singular_values: of the class logits, decreasing.
+        layer_singular_values: of W and of H (all samples), a row each, decreasing; the layers have different singular
+            vectors, so column by column they do not multiply to `singular_values`.
         logits: W times the class features, one column a class.
         weight_gram: W W^T.
         feature_gram: Gram matrix of the class features, diagonal.
         class_weight_norms: lengths of the rows of W; a vanished class keeps a non-zero row.
         class_feature_norms: lengths of the class features.
         layer_norms: |W|_F^2 and |H|_F^2, the latter over all samples.
+        bias: b, zero.
         weight: one representative W.
         class_features: the class features that go with `weight`, one a row, non-negative.
         assumptions: what must hold.
@@ -73,14 +77,18 @@ class CeNonnegativeMinimizer:
     trivial_loss: Float[jax.Array, "..."]
     is_trivial: Bool[jax.Array, "..."]
     active: Bool[jax.Array, "... K"]
+    active_classes: Bool[jax.Array, "... K"]
     margins: Float[jax.Array, "... K"]
     size_threshold: Float[jax.Array, "..."]
+    singular_values: Float[jax.Array, "... K"]
+    layer_singular_values: Float[jax.Array, "... 2 K"]
     logits: Float[jax.Array, "... K K"]
     weight_gram: Float[jax.Array, "... K K"]
     feature_gram: Float[jax.Array, "... K K"]
     class_weight_norms: Float[jax.Array, "... K"]
     class_feature_norms: Float[jax.Array, "... K"]
     layer_norms: Float[jax.Array, "... 2"]
+    bias: Float[jax.Array, "... K"]
     weight: Float[jax.Array, "... K K"]
     class_features: Float[jax.Array, "... K K"]
     assumptions: tuple[str, ...] = field(metadata={"static": True}, default=_ASSUMPTIONS)
@@ -94,7 +102,8 @@ def ce_nonnegative_minimizer(
     m_k = max(0, log((K-1)(r_k - 1))) with r_k = sqrt(n_k K/(K-1))/(N sqrt(lambda_W lambda_H)); features orthogonal with
     |h_k|^2 = m_k/c_k, c_k = sqrt(n_k lambda_H K/(lambda_W (K-1))), W = (I - 11^T/K) diag(c_k) H; L* = sum_k (n_k/N)
     log(1 + (K-1) e^-m_k) + m_k sqrt(lambda_W lambda_H n_k (K-1)/K). Class k vanishes iff n_k <= N^2 lambda_W lambda_H
-    K/(K-1), continuously; if all do, L* = log K. Nothing is undefined.
+    K/(K-1), continuously; if all do, L* = log K. Nothing is undefined for valid arguments; traced arguments out of
+    range make all floats of the record NaN.
 
     Args:
         class_sizes: n_1..n_K, whole numbers >= 1 (samples), K >= 2; may be traced.
@@ -114,14 +123,12 @@ def ce_nonnegative_minimizer(
     _checks.shape("weight_decay", weight_decay, ())
     check_decays(weight_decay, feature_decay)
     dtype = float_dtype(weight_decay, feature_decay)
-    sizes = np.asarray(class_sizes) if isinstance(class_sizes, tuple | list) else class_sizes
-    return _minimizer(*(as_float(value, dtype) for value in (sizes, weight_decay, feature_decay)))
+    return _minimizer(*(as_float(value, dtype) for value in (class_sizes, weight_decay, feature_decay)))
 
 
 @jax.jit
 def _minimizer(sizes, weight_decay, feature_decay) -> CeNonnegativeMinimizer:
-    k = sizes.shape[0]
-    total = jnp.sum(sizes)
+    k, total = sizes.shape[0], jnp.sum(sizes)
     tau = jnp.sqrt(weight_decay) * jnp.sqrt(feature_decay)
     # (K-1)(r_k - 1) - 1 = K (sqrt(n_k/threshold) - 1): written so that m_k keeps its digits near the threshold.
     root_threshold = total * tau * math.sqrt(k / (k - 1))
@@ -133,23 +140,36 @@ def _minimizer(sizes, weight_decay, feature_decay) -> CeNonnegativeMinimizer:
     centring = jnp.eye(k, dtype=sizes.dtype) - 1 / k
     lengths = jnp.sqrt(margins / scale)
     weight = centring * (scale * lengths)[None, :]
-    weight_gram = (centring * (scale * margins)[None, :]) @ centring
-    trivial_loss = jnp.log(jnp.asarray(k, sizes.dtype))
-    is_trivial = ~jnp.any(active)
+    weight_gram = jnp.matmul(centring * (scale * margins)[None, :], centring, precision=jax.lax.Precision.HIGHEST)
+    trivial_loss, is_trivial = jnp.log(jnp.asarray(k, sizes.dtype)), ~jnp.any(active)
     loss = fit + tau * math.sqrt((k - 1) / k) * jnp.sum(jnp.sqrt(sizes) * margins)
-    return CeNonnegativeMinimizer(
+    logits = centring * margins[None, :]
+    feature_values = jnp.sort(jnp.sqrt(sizes) * lengths, descending=True)
+    record = CeNonnegativeMinimizer(
         loss=jnp.where(is_trivial, trivial_loss, loss),
         trivial_loss=trivial_loss,
         is_trivial=is_trivial,
         active=active,
+        active_classes=active,
         margins=margins,
         size_threshold=root_threshold**2,
-        logits=centring * margins[None, :],
+        singular_values=_singular_values(logits, active),
+        layer_singular_values=jnp.stack([_singular_values(weight, active), feature_values]),
+        logits=logits,
         weight_gram=weight_gram,
         feature_gram=jnp.diag(lengths**2),
         class_weight_norms=jnp.sqrt(jnp.diagonal(weight_gram)),
         class_feature_norms=lengths,
         layer_norms=jnp.stack([jnp.trace(weight_gram), jnp.sum(sizes * lengths**2)]),
+        bias=jnp.zeros_like(sizes),
         weight=weight,
         class_features=jnp.diag(lengths),
     )
+    return nan_unless(all_counts(sizes) & all_positive(weight_decay, feature_decay), record)
+
+
+def _singular_values(matrix, active):
+    """Singular values of C diag(a) with a > 0 on the active classes; its rank is at most K - 1."""
+    values = jnp.linalg.svd(matrix, compute_uv=False)
+    rank = jnp.minimum(jnp.sum(active), active.size - 1)
+    return jnp.where(jnp.arange(active.size) < rank, values, 0.0)

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory.frames import simplex_etf
-from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
 from nctheory.theory._cross_entropy import Bias, Count, check_bias, check_count, check_decays
 from nctheory.theory.free_features import free_features_minimizer
 
@@ -61,6 +61,9 @@ class CeUfmMinimizer:
         feature_gram: Gram matrix of the K class features.
         class_weight_norms: lengths of the rows of W.
         class_feature_norms: lengths of the class features.
+        active: modes (singular directions of the class logits, in the order of `singular_values`) that are not zero.
+        active_classes: classes with a nonzero row of W: all or none.
+        layer_singular_values: of W and of H (all samples), a row each, one column a mode.
         layer_norms: |W|_F^2 and |H|_F^2, the latter over all samples.
         bias: b, zero; a free bias may be shifted by any constant.
         weight: one representative W.
@@ -79,6 +82,9 @@ class CeUfmMinimizer:
     feature_gram: Float[jax.Array, "... K K"]
     class_weight_norms: Float[jax.Array, "... K"]
     class_feature_norms: Float[jax.Array, "... K"]
+    active: Bool[jax.Array, "... K"]
+    active_classes: Bool[jax.Array, "... K"]
+    layer_singular_values: Float[jax.Array, "... 2 K"]
     layer_norms: Float[jax.Array, "... 2"]
     bias: Float[jax.Array, "... K"]
     weight: Float[jax.Array, "... K d"]
@@ -101,14 +107,15 @@ def ce_ufm_minimizer(
     rho = log(1/tau - K + 1), L* = log(1 + (K-1) e^-rho) + (K-1) tau rho, W W^T = rho sqrt(n lambda_H/lambda_W)
     (I - 11^T/K), feature Gram = rho sqrt(lambda_W/(n lambda_H)) (I - 11^T/K), b = 0. The three kinds of bias share
     these values. Limits: rho grows like log(1/tau) as the decays vanish, and is continuous (0) at K tau = 1. Nothing is
-    undefined. Unequal classes have no closed form: `ce_ufm_convex`.
+    undefined for valid arguments; traced arguments out of range make all floats of the record NaN. Unequal classes
+    have no closed form: `ce_ufm_convex`.
 
     Args:
         num_classes: K >= 2.
         samples_per_class: n >= 1, whole; may be traced.
         weight_decay: lambda_W > 0, coefficient of |W|^2/2 (dimensionless).
         feature_decay: lambda_H > 0, coefficient of |H|^2/2 summed over all N = n K samples (dimensionless).
-        bias: "none", "free", or lambda_b >= 0, coefficient of |b|^2/2 (dimensionless).
+        bias: "none", "free" (no decay; 0 is refused), or lambda_b > 0, coefficient of |b|^2/2 (dimensionless).
         feature_dim: d >= K - 1, width of the representative; K if not given.
 
     Returns:
@@ -124,20 +131,22 @@ def ce_ufm_minimizer(
     check_count("samples_per_class", samples_per_class)
     _checks.shape("weight_decay", weight_decay, ())
     check_decays(weight_decay, feature_decay)
-    check_bias(bias)
+    dtype = float_dtype(weight_decay, feature_decay)
+    check_bias(bias, dtype=dtype)
     dim = num_classes if feature_dim is None else _checks.integer("feature_dim", feature_dim, minimum=1)
     if dim < num_classes - 1:
         raise ArgumentError(
             f"Argument `feature_dim` must be >= num_classes - 1 = {num_classes - 1}, the width of the theorem "
             f"(narrower cross-entropy has no closed form), but is {dim}."
         )
-    dtype = float_dtype(weight_decay, feature_decay)
+    # The decay of the bias changes nothing: it is passed on only because a traced one may be out of range.
+    bias_decay = None if isinstance(bias, str) else as_float(bias, dtype)
     arguments = (as_float(value, dtype) for value in (samples_per_class, weight_decay, feature_decay))
-    return _minimizer(num_classes, dim, *arguments)
+    return _minimizer(num_classes, dim, *arguments, bias_decay)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "dim"))
-def _minimizer(num_classes: int, dim: int, n, weight_decay, feature_decay) -> CeUfmMinimizer:
+def _minimizer(num_classes: int, dim: int, n, weight_decay, feature_decay, bias_decay) -> CeUfmMinimizer:
     one = free_features_minimizer(
         num_classes, 1, weight_decay=weight_decay, feature_decay=n * feature_decay, loss="cross_entropy"
     )
@@ -147,20 +156,27 @@ def _minimizer(num_classes: int, dim: int, n, weight_decay, feature_decay) -> Ce
     weight_norms = jnp.sqrt(jnp.diagonal(one.weight_gram))
     feature_norms = jnp.sqrt(jnp.diagonal(one.feature_gram))
     trace_w, trace_h = jnp.trace(one.weight_gram), jnp.trace(one.feature_gram)
-    return CeUfmMinimizer(
+    norms = jnp.stack([trace_w, n * trace_h])
+    modes = jnp.arange(num_classes) < num_classes - 1
+    record = CeUfmMinimizer(
         loss=one.loss_value,
         trivial_loss=jnp.log(jnp.asarray(num_classes, n.dtype)),
         is_trivial=one.is_trivial,
         threshold_ratio=num_classes * jnp.sqrt(n * weight_decay) * jnp.sqrt(feature_decay),
         logit_scale=height,
         logits=one.logits,
-        singular_values=jnp.where(jnp.arange(num_classes) < num_classes - 1, height, 0.0),
+        singular_values=jnp.where(modes, height, 0.0),
         weight_gram=one.weight_gram,
         feature_gram=one.feature_gram,
         class_weight_norms=weight_norms,
         class_feature_norms=feature_norms,
-        layer_norms=jnp.stack([trace_w, n * trace_h]),
+        active=modes & ~one.is_trivial,
+        active_classes=jnp.broadcast_to(~one.is_trivial, (num_classes,)),
+        # K - 1 equal ones in each layer.
+        layer_singular_values=jnp.where(modes[None, :], jnp.sqrt(norms / (num_classes - 1))[:, None], 0.0),
+        layer_norms=norms,
         bias=jnp.zeros(num_classes, n.dtype),
         weight=weight_norms[:, None] * frame,
         class_features=feature_norms[:, None] * frame,
     )
+    return nan_unless(all_counts(n) & all_positive(weight_decay, feature_decay, bias_decay), record)

@@ -57,17 +57,16 @@ solutions only with different left and right singular vectors, and no closed for
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
-from nctheory._types import AnyArray
-from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
+from nctheory.theory._cross_entropy import ClassSizes, LayerDecay, check_bias, check_class_sizes, check_decays
 from nctheory.theory._modes import TIE_SPACINGS, threshold
 from nctheory.theory._mse_ufm_modes import HIGHEST, Modes, solve_modes
 
@@ -165,9 +164,9 @@ class UfmParameters:
 
 
 def mse_ufm_minimizer(
-    class_sizes: Sequence[int] | Num[AnyArray, " K"],
+    class_sizes: ClassSizes,
     *,
-    weight_decay: Scalar | Sequence[float] | Float[AnyArray, " M"],
+    weight_decay: LayerDecay,
     feature_decay: Scalar,
     depth: int = 1,
     bias: str | Scalar = "none",
@@ -181,14 +180,15 @@ def mse_ufm_minimizer(
     fraction x^M/(1+x^M) of the target and is zero for beta above (M-1)^((M-1)/M)/M. Without bias a mode is a class:
     class k collapses to zero iff n_k is small enough. Depth 1: x is continuous at the threshold. Depth >= 2: the fitted
     fraction jumps to (M-1)/M there, and exactly there both solutions are global (`at_tie` chooses). Nothing is
-    undefined for valid arguments, except that traced arguments in an uncovered case (see Raises) give NaN.
+    undefined for valid arguments. Traced arguments cannot be refused: where they are out of range or in an uncovered
+    case (see Raises), all floats of the record are NaN.
 
     Args:
         class_sizes: n_1 ... n_K, whole numbers >= 1, K >= 2.
         weight_decay: lambda_m > 0, coefficient of |W_m|^2/2; one number or one a layer, W_1 first (dimensionless).
         feature_decay: lambda_H > 0, coefficient of |H|^2/2, summed over all N samples (dimensionless).
         depth: number M >= 1 of linear layers above the features.
-        bias: "none", "free" (no decay), or the decay lambda_b > 0 of |b|^2/2.
+        bias: "none", "free" (no decay; 0 is refused), or the decay lambda_b > 0 of |b|^2/2.
         widths: d_1 ... d_M >= 1, the feature dimension first; None for widths that do not bind. The rank of the fit is
             at most the smallest; the modes of largest gain survive, the others are zero.
         at_tie: "zero" or "active", the solution described for a mode whose two solutions are both global.
@@ -205,16 +205,16 @@ def mse_ufm_minimizer(
         Derived here (module docstring). Setting of Dang et al. 2023; their published code takes a mode as active
         wherever f has a stationary point, which goes beyond the threshold for M >= 2.
     """
-    num_classes, weight_decay = _check_problem(class_sizes, weight_decay, feature_decay, depth)
+    depth = _checks.integer("depth", depth, minimum=1)
+    num_classes = check_class_sizes(class_sizes)
+    dtype = float_dtype(class_sizes, weight_decay, feature_decay, bias)
+    check_decays(weight_decay, feature_decay, depth, dtype)
     widths = _check_widths(widths, depth)
     _checks.choice("at_tie", at_tie, ("zero", "active"))
     rank = min(num_classes, *widths) if widths else num_classes
-    if isinstance(bias, str):
-        _checks.choice("bias", bias, ("none", "free"))
-    else:
-        _checks.real("bias", bias, minimum=0.0, exclusive_minimum=True)
+    check_bias(bias, dtype=dtype)
+    if not isinstance(bias, str):
         _check_decayed_bias(class_sizes, weight_decay, feature_decay, bias, depth, rank)
-    dtype = float_dtype(class_sizes, weight_decay, feature_decay, bias)
     record = _minimizer(
         as_float(class_sizes, dtype),
         jnp.broadcast_to(as_float(weight_decay, dtype), (depth,)),
@@ -233,7 +233,7 @@ def mse_ufm_representative(minimizer: MseUfmMinimizer, widths: Sequence[int] | N
 
     The singular vectors between the layers are the coordinate axes: W_1 ... W_{M-1} are diagonal, W_M holds the modes'
     vectors times its singular values, mode i occupies coordinate i. All other minimisers with the same Gram matrices
-    are rotations of this one between the layers. Use `jax.vmap` on a batched record.
+    are rotations of this one between the layers. A batched record is refused: use `jax.vmap`.
 
     Args:
         minimizer: result of `mse_ufm_minimizer`.
@@ -243,11 +243,14 @@ def mse_ufm_representative(minimizer: MseUfmMinimizer, widths: Sequence[int] | N
         Parameters, in the record's dtype.
 
     Raises:
-        ValueError: if widths are invalid or cannot hold the record's modes.
+        ValueError: if widths are invalid or cannot hold the record's modes, or the record is batched.
 
     References:
         Derived here.
     """
+    if np.ndim(minimizer.mode_vectors) != 2:
+        batch = np.shape(minimizer.mode_vectors)[:-2]
+        raise ArgumentError(f"Argument `minimizer` must be one record, but is a batch {batch} of them: use `jax.vmap`.")
     num_classes, num_modes = np.shape(minimizer.mode_vectors)
     depth, kept = minimizer.depth, min(minimizer.rank, num_modes)
     widths = _check_widths(widths, depth) or minimizer.widths or (num_classes,) * depth
@@ -277,7 +280,7 @@ def _minimizer(sizes, weight_decay, feature_decay, bias_decay, *, free, rank, ke
     features = jnp.where(modes.active, jnp.exp(shared - log_features / 2), 0.0)
     product = jnp.prod(layers, axis=0)
     tied = jnp.any(modes.is_tie[:rank]) | _splits_equal_modes(modes, rank)
-    return MseUfmMinimizer(
+    record = MseUfmMinimizer(
         loss=modes.loss,
         trivial_loss=modes.trivial_loss,
         is_trivial=~jnp.any(modes.active),
@@ -305,6 +308,8 @@ def _minimizer(sizes, weight_decay, feature_decay, bias_decay, *, free, rank, ke
         rank=rank,
         widths=None,
     )
+    valid = all_counts(sizes) & all_positive(weight_decay, feature_decay, bias_decay)
+    return nan_unless(valid & ~jnp.isnan(modes.loss), record)  # NaN: a decayed bias in an uncovered case
 
 
 def _splits_equal_modes(modes: Modes, rank: int) -> jax.Array:
@@ -330,37 +335,13 @@ def _safe_sqrt(squares) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
 
 
-def _check_problem(class_sizes, weight_decay, feature_decay, depth) -> tuple[int, Any]:
-    depth = _checks.integer("depth", depth, minimum=1)
-    _checks.shape("class_sizes", class_sizes, ("K",))
-    num_classes = np.shape(class_sizes)[0]
-    if num_classes < 2:
-        raise ArgumentError(f"Argument `class_sizes` must hold at least 2 classes, but holds {num_classes}.")
-    _checks.real("class_sizes", class_sizes, minimum=1.0)
-    if _checks.is_concrete(class_sizes):
-        sizes = np.asarray(class_sizes)
-        if (sizes != np.floor(sizes)).any():
-            raise ArgumentError(f"Argument `class_sizes` must hold whole numbers, but is {sizes.tolist()}.")
-    if isinstance(weight_decay, Sequence):
-        _checks.shape("weight_decay", weight_decay, (depth,))
-        for value in weight_decay:
-            _checks.real("weight_decay", value, minimum=0.0, exclusive_minimum=True)
-        dtype = float_dtype(*weight_decay)
-        weight_decay = jnp.stack([as_float(value, dtype) for value in weight_decay])
-    if np.ndim(weight_decay) != 0:
-        _checks.shape("weight_decay", weight_decay, (depth,))
-    _checks.real("weight_decay", weight_decay, minimum=0.0, exclusive_minimum=True)
-    _checks.shape("feature_decay", feature_decay, ())
-    _checks.real("feature_decay", feature_decay, minimum=0.0, exclusive_minimum=True)
-    return num_classes, weight_decay
-
-
 def _check_widths(widths: Sequence[int] | None, depth: int) -> tuple[int, ...] | None:
     if widths is None:
         return None
+    widths = _checks.integers("widths", widths, minimum=1)
     if len(widths) != depth:
         raise ArgumentError(f"Argument `widths` must have one entry a layer, {depth} in all, but has {len(widths)}.")
-    return tuple(_checks.integer("widths", width, minimum=1) for width in widths)
+    return widths
 
 
 def _check_decayed_bias(class_sizes, weight_decay, feature_decay, bias, depth: int, rank: int) -> None:
