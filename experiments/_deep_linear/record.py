@@ -56,44 +56,8 @@ def collect(
     import xarray as xr
 
     depths, deepest = list(sweeps), max(sweeps)
-
-    def over_runs(get) -> np.ndarray:
-        return np.stack([np.float64(get(sweeps[depth].history)) for depth in depths])
-
-    def layered(values: np.ndarray, axis: int) -> np.ndarray:
-        gap = [(0, 0)] * values.ndim
-        gap[axis] = (0, deepest - values.shape[axis])
-        return np.pad(np.float64(values), gap, constant_values=np.nan)
-
-    def over_layers(get, axis: int) -> np.ndarray:
-        return np.stack([layered(get(sweeps[depth].history), axis) for depth in depths])
-
-    def of_theory(name: str) -> np.ndarray:
-        return np.array([[getattr(each, name) for each in predictions[depth]] for depth in depths])
-
-    variables: dict[str, Any] = {}
-    for name, meaning in _SCALARS.items():
-        variables[name] = (_RUN, over_runs(lambda history, name=name: getattr(history, name)), _unit(meaning))
-    for name, meaning in _GEOMETRY.items():
-        values = over_layers(lambda history, name=name: getattr(history.geometry, name), 3)
-        variables[name] = ((*_RUN, "layer"), values, _unit(meaning))
-    for name, meaning in _LENGTHS.items():
-        values = over_layers(lambda history, name=name: getattr(history, name), 3)
-        variables[name] = ((*_RUN, "layer", "class"), values, _unit(meaning))
-        theirs = [[layered(getattr(each, name), 0) for each in predictions[depth]] for depth in depths]
-        variables[f"predicted_{name}"] = (
-            ("depth", "condition", "layer", "class"),
-            np.array(theirs),
-            _unit(f"prediction of {meaning}"),
-        )
-    variables["logits"] = ((*_RUN, "class"), over_runs(lambda h: h.logits), _unit("mean output of class k for itself"))
-    for name in ("logits", "threshold_ratio"):
-        key = "predicted_logits" if name == "logits" else name
-        variables[key] = (("depth", "condition", "class"), of_theory(name), _unit("of the unconstrained model"))
-    for name in BOUNDS:
-        variables[name] = (("depth", "condition"), of_theory(name), _unit("of the unconstrained model"))
+    variables = _measured(sweeps, deepest) | _predicted(predictions, deepest)
     variables["class_size"] = (("condition", "class"), np.array(sizes), {"units": "training images"})
-    variables["finite"] = (("depth", "condition", "seed"), np.stack([sweeps[depth].finite for depth in depths]))
     coordinates = {
         "depth": depths,
         "condition": list(CONDITIONS),
@@ -103,6 +67,56 @@ def collect(
         "class": np.arange(len(sizes[0])),
     }
     return xr.Dataset(variables, coordinates, dict(attributes))
+
+
+def _measured(sweeps: Mapping[int, Any], deepest: int) -> dict[str, Any]:
+    """Everything measured in training, and whether it stayed finite."""
+
+    def over_runs(get) -> np.ndarray:
+        return np.stack([np.float64(get(sweep.history)) for sweep in sweeps.values()])
+
+    def over_layers(get) -> np.ndarray:
+        return np.stack([_layered(get(sweep.history), 3, deepest) for sweep in sweeps.values()])
+
+    variables: dict[str, Any] = {}
+    for name, meaning in _SCALARS.items():
+        variables[name] = (_RUN, over_runs(lambda history, name=name: getattr(history, name)), _unit(meaning))
+    for name, meaning in _GEOMETRY.items():
+        values = over_layers(lambda history, name=name: getattr(history.geometry, name))
+        variables[name] = ((*_RUN, "layer"), values, _unit(meaning))
+    for name, meaning in _LENGTHS.items():
+        values = over_layers(lambda history, name=name: getattr(history, name))
+        variables[name] = ((*_RUN, "layer", "class"), values, _unit(meaning))
+    variables["logits"] = ((*_RUN, "class"), over_runs(lambda h: h.logits), _unit("mean output of class k for itself"))
+    variables["finite"] = (("depth", "condition", "seed"), np.stack([sweep.finite for sweep in sweeps.values()]))
+    return variables
+
+
+def _predicted(predictions: Mapping[int, Sequence[Prediction]], deepest: int) -> dict[str, Any]:
+    """Everything that theory says, at every depth and condition."""
+
+    def of_theory(get) -> np.ndarray:
+        return np.array([[get(each) for each in listed] for listed in predictions.values()])
+
+    variables: dict[str, Any] = {}
+    for name, meaning in _LENGTHS.items():
+        values = of_theory(lambda each, name=name: _layered(getattr(each, name), 0, deepest))
+        words = _unit(f"prediction of {meaning}")
+        variables[f"predicted_{name}"] = (("depth", "condition", "layer", "class"), values, words)
+    for key, name in (("predicted_logits", "logits"), ("threshold_ratio", "threshold_ratio")):
+        values = of_theory(lambda each, name=name: getattr(each, name))
+        variables[key] = (("depth", "condition", "class"), values, _unit("of the unconstrained model"))
+    for name in BOUNDS:
+        values = of_theory(lambda each, name=name: getattr(each, name))
+        variables[name] = (("depth", "condition"), values, _unit("of the unconstrained model"))
+    return variables
+
+
+def _layered(values: np.ndarray, axis: int, deepest: int) -> np.ndarray:
+    """Pad the layers that a depth lacks with NaN."""
+    gap = [(0, 0)] * np.ndim(values)
+    gap[axis] = (0, deepest - np.shape(values)[axis])
+    return np.pad(np.float64(values), gap, constant_values=np.nan)
 
 
 def _unit(meaning: str) -> dict[str, str]:
