@@ -127,46 +127,70 @@ def _make_turn(value_and_grad, tolerance, scale, lower, memory: int):
         point = jnp.where(accepted, trial, state.point)
         new_gradient = jnp.where(accepted, gradient, state.gradient)
         free = free_mask(point, new_gradient, lower)
-        memory_parts, proposal = _update_memory(slot, state, accepted, moved, gradient, new_gradient, free, memory)
-        # A search that fails on a direction from the history starts over along the gradient; there it has stalled.
-        failed = ~accepted & (state.trials + 1 >= _MAX_TRIALS)
-        had_history = jnp.any(state.valid > 0)
-        steepest = -free * new_gradient
-        norm = jnp.sqrt(jnp.sum(steepest**2))
-        slope = jnp.sum(proposal * new_gradient)
-        is_descent = slope < -1e-10 * norm * jnp.sqrt(jnp.sum(proposal**2))
-        use_steepest = failed | ~is_descent
-        valid = jnp.where(failed | (accepted & ~is_descent), jnp.zeros_like(memory_parts[3]), memory_parts[3])
-        renewed = accepted | failed
-        direction = jnp.where(renewed, jnp.where(use_steepest, steepest, proposal), state.direction)
-        slope = jnp.where(renewed, jnp.where(use_steepest, -(norm**2), slope), state.slope)
-        is_first = use_steepest | ~jnp.any(valid > 0)
-        step = jnp.where(renewed, jnp.where(is_first, _first_step(norm), 1.0), search.step)
-        status = jnp.where(failed & ~had_history, STALLED, RUNNING)
-        status = jnp.where(jnp.sqrt(jnp.sum((scale * steepest) ** 2)) <= tolerance, CONVERGED, status)
+        (pairs, cross, squares, valid), proposal = _update_memory(
+            slot, state, accepted, moved, gradient, new_gradient, free, memory
+        )
+        way = _choose_way(state, accepted, new_gradient, free, proposal, valid, search.step)
         is_running = state.status == RUNNING
-        new_value = jnp.where(accepted, value, state.value)
+        status = jnp.where(way.stalled, STALLED, RUNNING)
+        status = jnp.where(jnp.sqrt(jnp.sum((scale * way.steepest) ** 2)) <= tolerance, CONVERGED, status)
         return State(
             point=point,
-            value=new_value,
+            value=jnp.where(accepted, value, state.value),
             gradient=new_gradient,
-            direction=direction,
-            slope=slope,
-            step=step,
-            low=jnp.where(renewed, 0.0, search.low),
-            low_slope=jnp.where(renewed, slope, search.low_slope),
-            high=jnp.where(renewed, jnp.inf, search.high),
-            trials=jnp.where(renewed, 0, state.trials + 1),
-            pairs=memory_parts[0],
-            cross=memory_parts[1],
-            squares=memory_parts[2],
-            valid=valid,
+            direction=way.direction,
+            slope=way.slope,
+            step=way.step,
+            low=jnp.where(way.renewed, 0.0, search.low),
+            low_slope=jnp.where(way.renewed, way.slope, search.low_slope),
+            high=jnp.where(way.renewed, jnp.inf, search.high),
+            trials=jnp.where(way.renewed, 0, state.trials + 1),
+            pairs=pairs,
+            cross=cross,
+            squares=squares,
+            valid=way.valid,
             status=jnp.where(is_running, status, state.status),
             iterations=state.iterations + accepted.astype(jnp.int32),
             turns=state.turns + is_running.astype(jnp.int32),
         )
 
     return turn
+
+
+class _Way(NamedTuple):
+    """Where the next trial goes; `renewed` where that is a new direction."""
+
+    direction: jax.Array
+    slope: jax.Array
+    step: jax.Array
+    steepest: jax.Array
+    valid: jax.Array
+    renewed: jax.Array
+    stalled: jax.Array
+
+
+def _choose_way(state: State, accepted, gradient, free, proposal, valid, next_step) -> _Way:
+    """Next direction and step: from the history, along the gradient, or on with the present search."""
+    # A search that fails on a direction from the history starts over along the gradient; there it has stalled.
+    failed = ~accepted & (state.trials + 1 >= _MAX_TRIALS)
+    had_history = jnp.any(state.valid > 0)
+    steepest = -free * gradient
+    norm = jnp.sqrt(jnp.sum(steepest**2))
+    slope = jnp.sum(proposal * gradient)
+    is_descent = slope < -1e-10 * norm * jnp.sqrt(jnp.sum(proposal**2))
+    use_steepest = failed | ~is_descent
+    valid = jnp.where(failed | (accepted & ~is_descent), jnp.zeros_like(valid), valid)
+    renewed = accepted | failed
+    is_first = use_steepest | ~jnp.any(valid > 0)
+    return _Way(
+        direction=jnp.where(renewed, jnp.where(use_steepest, steepest, proposal), state.direction),
+        slope=jnp.where(renewed, jnp.where(use_steepest, -(norm**2), slope), state.slope),
+        step=jnp.where(renewed, jnp.where(is_first, _first_step(norm), 1.0), next_step),
+        steepest=steepest,
+        valid=valid,
+        renewed=renewed,
+        stalled=failed & ~had_history,
+    )
 
 
 class _Search(NamedTuple):

@@ -11,6 +11,9 @@ the decay then falls on what is constrained.
 **Class level.** Where the loss is convex in each feature (no ReLU between the layers, features free, non-negative or
 ReLU), replacing the features of a class by their mean never raises L (Jensen), and with one feature a class L is the
 same problem with n_k as the weight of class k. A critical point there, repeated n_k times, is a critical point of L.
+Elsewhere (`is_convex_in_features` is False: ReLU between the layers, constrained norms) level "class" is the problem
+*restricted* to equal features within each class, which is allowed but is not the same problem: its minimum is an upper
+bound of that of L.
 """
 
 from collections.abc import Sequence
@@ -69,7 +72,8 @@ class UfmProblem:
         feature_radius: dimensionless, > 0.
         weight_radius: dimensionless, > 0.
         init_std: standard deviation of every initial entry of H and W.
-        level: "sample", or "class" for one feature a class.
+        level: "sample", or "class" for one feature a class: the same problem where `is_convex_in_features`, a
+            restricted one elsewhere (module docstring).
 
     Raises:
         ValueError: when a bound above is violated, a name is unknown, or lengths do not fit.

@@ -120,8 +120,10 @@ def solve(
     Fits `simulator.sweep(solve, problems, seeds)`, or `functools.partial(solve, tolerance=...)`.
 
     Raises:
-        ValueError: as `minimize`.
+        ValueError: as `minimize`, or if `key` is not one PRNG key.
     """
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim != 0:
+        raise ArgumentError(f"Argument `key` must be a PRNG key, but is {key!r}.")
     options = _options(problem, tolerance, average, memory, max_evaluations, keep_params)
     return _solve(problem, problem.init(key), options)
 
