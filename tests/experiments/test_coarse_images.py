@@ -1,15 +1,19 @@
 """The coarse-label experiment with an image network at its smallest size: record, claims, resume, verdict logic."""
 
 import csv
+import importlib.util
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from nctheory._cli import run_main
 from tests.experiments.conftest import ROOT, run_script
 
 SCRIPT = "experiments/coarse_labels.py"
@@ -23,14 +27,24 @@ def smoke(tmp_path_factory):
     return out, run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--out", out)
 
 
+def load(path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{Path(path).stem}", ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def parts():
     """The experiment's own modules, which lie beside the script."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
-        from _coarse import images_claims, images_options, images_scores
-
-        yield SimpleNamespace(claims=images_claims, options=images_options, scores=images_scores)
+        names = {"claims": "images_claims", "options": "images_options", "scores": "images_scores"}
+        found = {name: importlib.import_module(f"_coarse.{module}") for name, module in names.items()}
+        yield SimpleNamespace(**found, script=load("experiments/coarse_labels.py"))
     finally:
         sys.path.remove(str(ROOT / "experiments"))
 
@@ -122,18 +136,17 @@ def test_run_killed_in_training_resumes_to_the_same_numbers(smoke, tmp_path):
     assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()
 
 
-def test_another_configuration_is_not_resumed(smoke):
-    out = smoke[0]
-    result = run_script(
-        SCRIPT, "--smoke", "--network", "resnet-small", "--images.learning-rate", "0.1", "--resume", "--out", out
-    )
-    assert result.returncode == 2
-    assert "configuration differs in images" in result.stderr
+def test_another_configuration_is_not_resumed(smoke, parts, capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # A smoke run changes it for its process.
+    arguments = ["--smoke", "--network", "resnet-small", "--images.learning-rate", "0.1", "--resume"]
+    code = run_main(parts.script.Config, parts.script.run, [*arguments, "--out", str(smoke[0])])
+    assert code == 2
+    assert "configuration differs in images" in capsys.readouterr().err
 
 
 def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
-    result = run_script("paper_figs/coarse_images.py", "--run", smoke[0], "--out", tmp_path)
-    assert result.returncode == 0, result.stderr
+    script = load("paper_figs/coarse_images.py")
+    assert script.run(script.Config(run=smoke[0], out=tmp_path)) == 0
     with open(tmp_path / "coarse_images.csv") as file:
         rows = list(csv.DictReader(file))
     # Two 10 x 10 matrices, eight curves at three checkpoints, two levels.
@@ -156,11 +169,12 @@ def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
         (("--network", "resnet-small", "--images.checkpoint-epochs", "0", "5"), "end with the last epoch 12"),
     ],
 )
-def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_bad_arguments_end_as_one_line(arguments, message, tmp_path, parts, capsys):
+    code = run_main(parts.script.Config, parts.script.run, ["--out", str(tmp_path / "new"), *arguments])
+    assert code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
@@ -173,7 +187,7 @@ def test_default_checkpoints_are_log_spaced_with_both_ends(parts):
     assert options().augmentation("mnist") == "none"
 
 
-def made_up_record(*, last=0.80, raw=0.29, surrogate=0.43, probe=0.82, coarse=0.87, untrained=0.35, num_seeds=3):
+def made_up_record(num_seeds=3, *, last=0.80, raw=0.29, surrogate=0.43, probe=0.82, coarse=0.87, untrained=0.35):
     """A record with the given levels, a spread of 0.005 over seeds, and everything at its level by default."""
     generator = np.random.default_rng(0)
 
@@ -204,7 +218,7 @@ def test_expected_levels_pass_and_each_missing_effect_is_refuted(parts):
         "fitted": {"coarse": 0.80},
     }
     for claim, levels in wrong.items():
-        verdicts = {row.id: row.verdict for row in judge(made_up_record(**levels)).claims}
+        verdicts = {row.id: row.verdict for row in judge(made_up_record(3, **levels)).claims}
         assert verdicts[claim] == "refuted", claim
 
 
