@@ -30,6 +30,25 @@ def test_passes():
     _checks.nested("fine_labels", np.array([2, 0, 2, 1]), jnp.array([0, 1, 0, 0]))
 
 
+def test_lists_may_hold_traced_numbers():
+    """Their shape is known, and so are the entries that are not traced."""
+
+    @jax.jit
+    def look(x):
+        assert not _checks.is_concrete([x, 1.0])
+        assert _checks.shape_of("decay", [x, 1.0]) == (2,)
+        assert _checks.shape_of("decay", ([x, 1.0], [2, 3])) == (2, 2)
+        _checks.real("decay", [x, 1.0], minimum=0)
+        _checks.number("decay", [x, 1.0], minimum=0)
+        _checks.number("decay", x, minimum=0)
+        with pytest.raises(ArgumentError, match="`decay` must be finite and >= 0, but is -1"):
+            _checks.real("decay", [x, -1.0], minimum=0)
+        return x
+
+    look(1.0)
+    assert _checks.integers("widths", np.array([2, 3]), minimum=2) == (2, 3)
+
+
 X = np.zeros((3, 2))
 
 
@@ -44,6 +63,15 @@ X = np.zeros((3, 2))
         (
             lambda: _checks.integer("width", X),
             "Argument `width` must be an integer, but is an array of shape (3, 2) and dtype float64.",
+        ),
+        (lambda: _checks.integers("w", 3), "Argument `w` must be a sequence of integers, but is 3."),
+        (lambda: _checks.integers("w", "33"), "Argument `w` must be a sequence of integers, but is '33'."),
+        (lambda: _checks.integers("w", [3, 2.0]), "Argument `w` must be an integer, but is 2.0."),
+        (lambda: _checks.number("d", None), "Argument `d` must be a real number, but is None."),
+        (lambda: _checks.number("d", [1.0, True]), "Argument `d` must be a real number, but is [1.0, True]."),
+        (
+            lambda: _checks.shape("d", [[1], [1, 2]], ("K",)),
+            "Argument `d` must be rectangular, but has entries of shapes [(1,), (2,)].",
         ),
         (lambda: _checks.real("d", -1.0, minimum=0), "Argument `d` must be finite and >= 0, but is -1."),
         (

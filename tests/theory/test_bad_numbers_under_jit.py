@@ -37,7 +37,7 @@ WITH_BIAS = {"mse-decayed", "mse-decayed-equal", "ce"}
 def test_traced_arguments_out_of_range_give_nan(name):
     """A batch of one good and all bad problems: only the good one has numbers, and it has those of a plain call."""
     positions = range(4 if name in WITH_BIAS else 3)
-    problems = [GOOD] + [GOOD[:i] + (bad,) + GOOD[i + 1 :] for i in positions for bad in BAD]
+    problems = [GOOD] + [(*GOOD[:i], bad, *GOOD[i + 1 :]) for i in positions for bad in BAD]
     problems = jnp.asarray(problems)
     batch = jax.jit(jax.vmap(PREDICTIONS[name]))(*problems.T)
     alone = jax.tree.leaves(PREDICTIONS[name](5, *GOOD[1:]))

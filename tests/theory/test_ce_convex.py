@@ -38,6 +38,19 @@ def test_against_direct_minimisation(bias, sizes, decay_w, decay_h):
     assert size < 1e-11
 
 
+@pytest.mark.parametrize(("sizes", "decay"), [([6, 3, 1, 1], 0.004), ([9, 3, 1, 1], 0.08), ([4, 2], 3.0)])
+def test_modes_of_the_layers(sizes, decay):
+    """Two classes of one sample are apart, then merged (rank 2 of 3), then everything is zero."""
+    record = ce_ufm_convex(sizes, weight_decay=decay, feature_decay=0.1)
+    features = np.sqrt(sizes)[:, None] * record.class_features
+    for values, matrix in zip(record.layer_singular_values, (record.weight, features), strict=True):
+        np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False), atol=1e-12)
+    np.testing.assert_allclose(np.sum(record.layer_singular_values**2, axis=1), record.layer_norms, rtol=1e-12)
+    np.testing.assert_allclose(np.prod(record.layer_singular_values, axis=0), record.singular_values, rtol=1e-12)
+    assert int(record.active.sum()) == int(record.rank) == {0.004: 3, 0.08: 2, 3.0: 0}[decay]
+    np.testing.assert_array_equal(record.active_classes, [decay < 1] * len(sizes))
+
+
 @pytest.mark.parametrize("bias", ["none", "free", 0.3])
 def test_balanced_closed_form(bias):
     exact = ce_ufm_minimizer(5, 7, weight_decay=3e-3, feature_decay=2e-3, bias=bias)
@@ -134,7 +147,9 @@ def test_errors(own_errors):
         ([3, 1], good | {"weight_decay": 0.0}, "`weight_decay` must be finite and > 0"),
         ([3, 1], good | {"feature_decay": -1.0}, "`feature_decay` must be finite and > 0"),
         ([3, 1], good | {"bias": "both"}, "`bias` must be one of"),
-        ([3, 1], good | {"bias": -1.0}, "`bias` must be finite and >= 0"),
+        ([3, 1], good | {"bias": -1.0}, "`bias` must be finite and > 0"),
+        ([3, 1], good | {"bias": 0.0}, "`bias` must be finite and > 0"),
+        ([3, 1], good | {"tolerance": None}, "`tolerance` must be a real number"),
         ([3, 1], good | {"tolerance": 0.0}, "`tolerance` must be finite and > 0"),
         ([3, 1], good | {"max_rounds": 0}, "`max_rounds` must be an integer >= 1"),
     ]:
@@ -142,6 +157,8 @@ def test_errors(own_errors):
             ce_ufm_convex(sizes, **options)
     with pytest.raises(ValueError, match="`weight_decay` must be known before the call"):
         jax.jit(lambda decay: ce_ufm_convex([3, 1], weight_decay=decay, feature_decay=0.1).loss)(0.1)
+    with pytest.raises(ValueError, match="`bias` must be known before the call"):
+        jax.jit(lambda bias: ce_ufm_convex([3, 1], weight_decay=0.1, feature_decay=0.1, bias=bias).loss)(0.1)
 
 
 def random_problem(index):

@@ -107,6 +107,26 @@ def test_factors_are_a_critical_point_of_that_loss(blocks, depth):
     np.testing.assert_allclose(np.array([*decays, 1e-3]) * record.layer_norms, 2 * penalty / (depth + 1), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("blocks", "decay"), [((2, 2, 1, 1), 1e-3), ((2, 6), 130.0), ((6,), 1e4)])
+def test_modes_of_the_layers(blocks, decay):
+    """Single classes stay zero; near the jump the smaller block lives on alone; then everything is zero."""
+    record = ce_deep_low_rank_loss(
+        sum(blocks), 3, weight_decay=[decay, 2e-3], feature_decay=1e-3, depth=2, block_sizes=blocks
+    )
+    factors = [*record.weights, np.sqrt(3) * np.asarray(record.class_features)]
+    for values, matrix in zip(record.layer_singular_values, factors, strict=True):
+        expected = np.linalg.svd(matrix, compute_uv=False)
+        np.testing.assert_allclose(np.sort(values)[::-1], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(record.active, np.asarray(record.singular_values) > 0)
+    scales = np.asarray(record.logit_scales)
+    np.testing.assert_array_equal(record.active, np.repeat(scales > 0, np.array(blocks) - 1))
+    assert (scales > 0).tolist() == {1e-3: [True, True, False, False], 130.0: [True, False], 1e4: [False]}[decay]
+    rows = np.linalg.norm(record.weights[1] @ record.weights[0], axis=1)
+    np.testing.assert_array_equal(record.active_classes, rows > 0)
+    np.testing.assert_array_equal(record.bias, np.zeros(sum(blocks)))
+    assert bool(record.is_trivial) == (decay == 1e4)
+
+
 @pytest.mark.parametrize(("k", "blocks"), [(4, (4,)), (6, (2, 2, 2)), (7, (2, 2, 3)), (5, (5,)), (9, (3, 3, 3))])
 def test_scalar_problem_against_a_dense_grid(k, blocks):
     """No scale on a fine grid, zero included, is better; across the jump to zero."""
@@ -167,6 +187,8 @@ def test_errors(own_errors):
         (ce_deep_low_rank_loss, (1, 3), good, "`num_classes` must be an integer >= 2"),
         (ce_deep_etf_loss, (4, 3), good | {"depth": 1}, "`depth` must be an integer >= 2"),
         (ce_deep_etf_loss, (4, 0), good, "`samples_per_class` must be finite and >= 1"),
+        (ce_deep_etf_loss, (4, np.array([2, 3])), good, r"`samples_per_class` must have shape \(\)"),
+        (ce_deep_etf_loss, (4, [2]), good, r"`samples_per_class` must have shape \(\)"),
         (ce_deep_etf_loss, (4, 3), good | {"weight_decay": [0.1] * 3}, "`weight_decay` must have shape"),
         (ce_deep_etf_loss, (4, 3), good | {"weight_decay": [0.1, 0.0]}, "`weight_decay` must be finite and > 0"),
         (ce_deep_etf_loss, (4, 3), good | {"feature_decay": 0.0}, "`feature_decay` must be finite and > 0"),

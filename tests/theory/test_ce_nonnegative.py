@@ -51,6 +51,29 @@ def test_first_order_conditions_at_the_representative():
     np.testing.assert_allclose(record.layer_norms[0] * 0.0733, record.layer_norms[1] * 0.06, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [1e-3, 0.0733, 10.0])
+def test_singular_values_and_bias(decay):
+    """All classes active, three of four, none: the values of the explicit matrices, zeros exact."""
+    sizes = np.array([9, 4, 2, 1])
+    record = ce_nonnegative_minimizer(sizes, weight_decay=decay, feature_decay=0.06)
+    all_features = np.repeat(np.asarray(record.class_features).T, sizes, axis=1)
+    tolerance = 1e-12 if X64 else 1e-5
+    for values, matrix in [
+        (record.singular_values, record.logits),
+        (record.layer_singular_values[0], record.weight),
+        (record.layer_singular_values[1], all_features),
+    ]:
+        expected = np.linalg.svd(matrix, compute_uv=False)
+        np.testing.assert_allclose(values, expected, atol=tolerance * (1 + expected[0]))
+    np.testing.assert_allclose(np.sum(record.layer_singular_values**2, axis=1), record.layer_norms, rtol=tolerance)
+    num_active = {1e-3: 4, 0.0733: 3, 10.0: 0}[decay]
+    assert int(record.active.sum()) == num_active
+    np.testing.assert_array_equal(record.active_classes, record.active)
+    assert int((record.singular_values > 0).sum()) == min(num_active, 3)
+    assert int((record.layer_singular_values[1] > 0).sum()) == num_active
+    np.testing.assert_array_equal(record.bias, np.zeros(4))
+
+
 @pytest.mark.parametrize("factor", [0.98, 1.02])
 def test_threshold(factor):
     """The smallest class vanishes at n = N^2 lambda_W lambda_H K/(K-1), not at N^2 lambda_W lambda_H."""

@@ -61,6 +61,20 @@ def test_record_is_consistent():
     np.testing.assert_allclose(record.weight_gram, free.weight_gram, rtol=rel, atol=rel)
 
 
+@pytest.mark.parametrize("decay", [0.01, 5.0])
+def test_modes_of_the_layers(decay):
+    record = ce_ufm_minimizer(4, 5, weight_decay=decay, feature_decay=0.01, feature_dim=6)
+    tolerance = 1e-12 if X64 else 1e-5
+    for values, matrix in zip(
+        record.layer_singular_values, (record.weight, np.sqrt(5) * np.asarray(record.class_features)), strict=True
+    ):
+        np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False), rtol=tolerance, atol=5 * tolerance)
+    np.testing.assert_allclose(np.sum(record.layer_singular_values**2, axis=1), record.layer_norms, rtol=tolerance)
+    np.testing.assert_array_equal(record.active, np.asarray(record.singular_values) > 0)
+    assert np.asarray(record.active).tolist() == [decay < 1] * 3 + [False]
+    np.testing.assert_array_equal(record.active_classes, np.linalg.norm(record.weight, axis=1) > 0)
+
+
 @pytest.mark.parametrize("factor", [0.98, 1.02])
 def test_threshold(factor):
     decay = factor / (16 * 3 * 0.1)
@@ -115,7 +129,9 @@ def test_errors(own_errors):
         ((3, 3), good | {"weight_decay": [0.1, 0.1]}, "`weight_decay` must have shape"),
         ((3, 3), good | {"feature_decay": -1.0}, "`feature_decay` must be finite and > 0"),
         ((3, 3), good | {"bias": "some"}, "`bias` must be one of"),
-        ((3, 3), good | {"bias": -0.1}, "`bias` must be finite and >= 0"),
+        ((3, 3), good | {"bias": -0.1}, "`bias` must be finite and > 0"),
+        ((3, 3), good | {"bias": 0}, "`bias` must be finite and > 0"),
+        ((3, np.array([2, 3])), good, r"`samples_per_class` must have shape \(\)"),
         ((5, 3), good | {"feature_dim": 3}, "`feature_dim` must be >= num_classes - 1 = 4"),
     ]:
         with pytest.raises(ValueError, match=message):

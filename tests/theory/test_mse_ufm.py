@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, minres
 
+from nctheory import ArgumentError
 from nctheory.theory._modes import root_limit, threshold
 from nctheory.theory.mse_ufm import mse_ufm_minimizer, mse_ufm_representative
 
@@ -485,18 +486,57 @@ SHAPES = [
 ]
 
 
+def smallest_fit(sizes, decays, bias):
+    """Smallest eigenvalue of D - N mu (I + pp^T/lambda_b); one layer, decayed bias."""
+    sizes = np.asarray(sizes, np.float64)
+    scale, shares = sizes.sum() * np.sqrt(float(decays[0]) * float(decays[1])), sizes / sizes.sum()
+    fit = np.diag(np.sqrt(sizes)) - scale * (np.eye(sizes.size) + np.sqrt(np.outer(shares, shares)) / float(bias))
+    return np.linalg.eigvalsh(fit)[0]
+
+
+@pytest.mark.parametrize("decay", [1e-7, 1e-12, 1e-20])
+def test_decayed_bias_keeps_its_digits_at_small_decays(decay):
+    """First order in mu: the modes are the classes and 1 - p = N mu (1 + n_k/(N lambda_b))/sqrt(n_k)."""
+    sizes, bias = np.array([200.0, 50.0, 7.0, 1.0]), 0.1
+    rest = sizes.sum() * decay * (1 + sizes / sizes.sum() / bias) / np.sqrt(sizes)
+    for dtype in (np.float64, np.float32) if X64 else (np.float32,):
+        record = mse_ufm_minimizer(
+            sizes.astype(dtype), weight_decay=dtype(decay), feature_decay=dtype(decay), bias=dtype(bias)
+        )
+        assert record.loss.dtype == dtype
+        # Second order: eigenvectors turn by at most N mu/lambda_b over the distance of the nearest roots, 1.6.
+        rtol = 4e4 * decay + (1e-9 if dtype == np.float64 else 1e-5)
+        np.testing.assert_allclose(record.mode_x, 1 / rest - 1, rtol=rtol)
+        if decay > 1e-20 or dtype == np.float64:  # their squares leave the range of single precision
+            np.testing.assert_allclose(record.threshold_ratios, rest**2, rtol=2 * rtol)
+        assert np.isfinite(record.threshold_ratios).all()
+        np.testing.assert_allclose(record.fitted_fraction, 1 - rest, rtol=rtol)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), shape=st.sampled_from(SHAPES))
 def test_whole_argument_space(data, shape):
     """Finite everywhere, never above the zero solution, thresholds obeyed, collapse in order of size."""
     num_classes, depth, bias, widths = shape
     sizes = data.draw(st.lists(st.integers(1, 200), min_size=num_classes, max_size=num_classes))
-    decays = [10 ** data.draw(st.floats(-6, 1)) for _ in range(depth + 1)]
+    dtype = data.draw(st.sampled_from([np.float64, np.float32])) if X64 else np.float32
+    decays = np.array([10 ** data.draw(st.floats(-12, 1)) for _ in range(depth + 1)], dtype)
     if bias == "decayed":
-        bias = 10 ** data.draw(st.floats(-3, 3))
-    if not isinstance(bias, str):
-        sizes = [sizes[0]] * len(sizes)
-    record = solve(sizes, np.array(decays[:-1]), decays[-1], bias, widths)
+        bias = dtype(10 ** data.draw(st.floats(-3, 3)))
+        if depth > 1:
+            sizes = [sizes[0]] * len(sizes)
+    options = {"weight_decay": decays[:-1], "feature_decay": decays[-1], "depth": depth, "bias": bias}
+    try:
+        record = mse_ufm_minimizer(sizes, widths=widths, **options)
+    except ArgumentError as error:
+        refusal, record = str(error), None
+    if record is None:
+        assert "decays so strong" in refusal
+        assert len(set(sizes)) > 1
+        assert not isinstance(bias, str)
+        assert smallest_fit(sizes, decays, bias) < 1e-12
+        return
+    assert record.loss.dtype == dtype
     leaves = jax.tree.leaves(record)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
     assert float(record.loss) <= float(record.trivial_loss)
@@ -611,7 +651,11 @@ def test_randomised_grid():
         arguments = random_problem(rng)
         try:
             record = solve(*arguments)
-        except ValueError:  # a decayed bias, unequal classes and a partly collapsed minimum: no closed form
+        except ArgumentError as error:
+            refusal, record = str(error), None
+        if record is None:  # a decayed bias, unequal classes and a partly collapsed minimum: no closed form
+            assert "decays so strong" in refusal
+            assert smallest_fit(arguments[0], [*arguments[1], arguments[2]], arguments[3]) < 1e-12
             counts["refused"] += 1
             continue
         problem = Problem(*arguments, merge=True)
@@ -630,3 +674,4 @@ def test_randomised_grid():
         done += 1
     kinds = ("trivial", "partial", "none", "free", "decayed", "bottleneck")
     assert min(counts[name] for name in kinds) >= 5, counts
+    assert counts["refused"] <= 10, counts
