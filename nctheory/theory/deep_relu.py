@@ -43,7 +43,8 @@ made that it is the minimum. Where it lies at s = -1 or carries exact zeros, it 
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,98 +52,43 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from nctheory import _checks
-from nctheory._types import AnyArray
-from nctheory.theory._common import Scalar, as_float, float_dtype
-from nctheory.theory._srg import best_point, expansion, scheme_matrix
-from nctheory.theory.mse_ufm import MseUfmMinimizer, UfmParameters, mse_ufm_minimizer
+from nctheory._errors import ArgumentError
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
+from nctheory.theory._cross_entropy import Count, LayerDecay, check_count, check_decays
+from nctheory.theory._deep_relu_records import DeepReluCollapse, SrgSolution
+from nctheory.theory._srg import BRANCHES, best_graph, expansion, scheme_matrix
+from nctheory.theory.mse_ufm import UfmParameters, mse_ufm_minimizer
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_GRAPHS = ("best", "line", "complement")
+_GRAPHS = ("best", *BRANCHES)
+_COPIED = (
+    "active",
+    "active_classes",
+    "layer_singular_values",
+    "layer_norms",
+    "feature_singular_values",
+    "feature_norm",
+    "weight_gram",
+    "feature_gram",
+    "logits",
+    "bias",
+)
 _FEATURES = ("free", "nonnegative")
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DeepReluCollapse:
-    """Collapsed solution of the deep ReLU model: that of the linear network, in the non-negative orthant.
-
-    Attributes:
-        loss: its loss.
-        trivial_loss: loss at zero, 1/2.
-        is_trivial: whether the best collapsed solution is zero.
-        condition: n lambda_1 ... lambda_L lambda_H K^(L+1) L^(2L)/(L-1)^(L-1); not trivial iff < 1.
-        minimizer: record of the linear network; `mse_ufm_representative` of it has no negative entry, so it is a point
-            of the ReLU network with the same loss.
-        is_minimum: whether this is known to be the global minimum of the ReLU network: L = 1 (no ReLU acts) by proof,
-            K = 2 by publication (Sukenik et al. 2023). False means unknown or wrong, see `srg_solution`.
-    """
-
-    loss: Float[jax.Array, "..."]
-    trivial_loss: Float[jax.Array, "..."]
-    is_trivial: Bool[jax.Array, "..."]
-    condition: Float[jax.Array, "..."]
-    minimizer: MseUfmMinimizer
-    is_minimum: bool = field(metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SrgSolution:
-    """Best solution of strongly-regular-graph structure (module docstring).
-
-    Attributes:
-        loss: its loss, 1/2 if zero is better.
-        trivial_loss: loss at zero, 1/2.
-        is_trivial: whether zero is better than the structure; then all norms are 0, `shape` and `ridge` NaN.
-        collapse_loss: loss of the collapsed solution.
-        ratio: loss/collapse_loss, below 1 where the graph wins.
-        beats_collapse: whether it is strictly lower, beyond rounding.
-        is_complement: branch of the solution, "complement" or "line".
-        shape: s in [-1, 1]; -1 is the recipe (exact zeros after ReLU).
-        pre_activation: (D, E, F), last hidden pre-activation on the diagonal, for edges that meet, for disjoint edges,
-            up to scale.
-        last_layer_eigenvalues: of V = W_L up to scale, on the eigenspaces of dimension 1, r-1, r(r-3)/2.
-        ridge: mu = K T/S.
-        penalty: T, common value of all lambda_l |W_l|_F^2 and lambda_H |H|_F^2.
-        layer_norms: |W_1|_F^2 ... |W_L|_F^2.
-        feature_norm: |H|_F^2 over all samples.
-        samples_per_class: n.
-        num_vertices: r.
-        features: "free" or "nonnegative".
-    """
-
-    loss: Float[jax.Array, "..."]
-    trivial_loss: Float[jax.Array, "..."]
-    is_trivial: Bool[jax.Array, "..."]
-    collapse_loss: Float[jax.Array, "..."]
-    ratio: Float[jax.Array, "..."]
-    beats_collapse: Bool[jax.Array, "..."]
-    is_complement: Bool[jax.Array, "..."]
-    shape: Float[jax.Array, "..."]
-    pre_activation: Float[jax.Array, "... 3"]
-    last_layer_eigenvalues: Float[jax.Array, "... 3"]
-    ridge: Float[jax.Array, "..."]
-    penalty: Float[jax.Array, "..."]
-    layer_norms: Float[jax.Array, "... L"]
-    feature_norm: Float[jax.Array, "..."]
-    samples_per_class: Float[jax.Array, "..."]
-    num_vertices: int = field(metadata={"static": True})
-    features: str = field(metadata={"static": True})
 
 
 def deep_relu_collapse(
     num_classes: int,
-    samples_per_class: Scalar,
+    samples_per_class: Count,
     *,
     depth: int,
-    weight_decay: Scalar | Float[AnyArray, " L"],
+    weight_decay: LayerDecay,
     feature_decay: Scalar,
 ) -> DeepReluCollapse:
     """Collapsed solution of the deep ReLU unconstrained feature model, squared error, equal class sizes, no bias.
 
     Loss of the linear network of the same depth (`mse_ufm_minimizer`), attained in the non-negative orthant; zero iff
     n lambda_1 ... lambda_L lambda_H >= (L-1)^(L-1)/(K^(L+1) L^(2L)), where the loss is 1/2. For K >= 3 and L >= 3 it
-    need not be the minimum. Nothing is undefined.
+    need not be the minimum. NaN where a traced argument is out of range.
 
     Args:
         num_classes: K >= 2.
@@ -170,22 +116,25 @@ def deep_relu_collapse(
     # 0 log 0 = 0 at depth 1.
     constant = (depth + 1) * math.log(num_classes) + 2 * depth * math.log(depth)
     constant -= (depth - 1) * math.log(max(depth - 1, 1))
-    return DeepReluCollapse(
+    copied: dict[str, Any] = {name: getattr(minimizer, name) for name in _COPIED}
+    record = DeepReluCollapse(
         loss=minimizer.loss,
         trivial_loss=minimizer.trivial_loss,
         is_trivial=minimizer.is_trivial,
         condition=jnp.exp(jnp.log(sizes[0]) + jnp.sum(jnp.log(decays)) + jnp.log(feature_decay) + constant),
         minimizer=minimizer,
+        **copied,
         is_minimum=depth == 1 or num_classes == 2,
     )
+    return nan_unless(all_counts(sizes) & all_positive(decays, feature_decay), record)
 
 
 def srg_solution(
     num_classes: int,
-    samples_per_class: Scalar,
+    samples_per_class: Count,
     *,
     depth: int,
-    weight_decay: Scalar | Float[AnyArray, " L"],
+    weight_decay: LayerDecay,
     feature_decay: Scalar,
     graph: str = "best",
     features: str = "free",
@@ -194,7 +143,8 @@ def srg_solution(
 
     Hidden layers carry the r x K edge-vertex incidence matrix; shape and scales are optimised (module docstring) and
     satisfy their optimality conditions to rounding. An explicit point, so an upper bound of the minimum, not a claim
-    to be it. Nothing is undefined; differentiable in decays and sizes through `loss` (envelope theorem).
+    to be it. NaN where a traced argument is out of range; differentiable in decays and sizes through `loss` (envelope
+    theorem).
 
     Args:
         num_classes: K = 6, 10, 15, 21, ...
@@ -218,30 +168,35 @@ def srg_solution(
     num_classes = _checks.integer("num_classes", num_classes, minimum=2)
     vertices = (1 + math.isqrt(1 + 8 * num_classes)) // 2
     if vertices < 4 or vertices * (vertices - 1) != 2 * num_classes:
-        raise ValueError(f"Argument `num_classes` must be r(r-1)/2 with r >= 4 (6, 10, 15, ...), but is {num_classes}.")
+        raise ArgumentError(
+            f"Argument `num_classes` must be r(r-1)/2 with r >= 4 (6, 10, 15, ...), but is {num_classes}."
+        )
     depth = _checks.integer("depth", depth, minimum=3)
     _checks.choice("graph", graph, _GRAPHS)
     _checks.choice("features", features, _FEATURES)
     problem = {"depth": depth, "weight_decay": weight_decay, "feature_decay": feature_decay}
     collapse = deep_relu_collapse(num_classes, samples_per_class, **problem)
     dtype = collapse.loss.dtype
-    return _best_graph(
-        as_float(samples_per_class, dtype),
-        jnp.broadcast_to(as_float(weight_decay, dtype), (depth,)),
-        as_float(feature_decay, dtype),
+    samples, feature_decay = as_float(samples_per_class, dtype), as_float(feature_decay, dtype)
+    decays = jnp.broadcast_to(as_float(weight_decay, dtype), (depth,))
+    record = best_graph(
+        samples,
+        decays,
+        feature_decay,
         collapse.loss,
-        vertices=vertices,
-        branches=_GRAPHS[1:] if graph == "best" else (graph,),
+        incidence=edge_incidence(vertices),
+        branches=BRANCHES if graph == "best" else (graph,),
         features=features,
     )
+    return nan_unless(all_counts(samples) & all_positive(decays, feature_decay), record)
 
 
 def srg_beats_dnc(
     num_classes: int,
-    samples_per_class: Scalar,
+    samples_per_class: Count,
     *,
     depth: int,
-    weight_decay: Scalar | Float[AnyArray, " L"],
+    weight_decay: LayerDecay,
     feature_decay: Scalar,
 ) -> Bool[jax.Array, ""]:
     """Whether a graph solution has a lower loss than deep neural collapse, which is then not the minimum.
@@ -285,10 +240,11 @@ def edge_incidence(num_vertices: int) -> Float[np.ndarray, "r K"]:
     return (np.arange(r)[:, None] == first).astype(float) + (np.arange(r)[:, None] == second)
 
 
-def srg_parameters(solution: SrgSolution, widths: list[int] | tuple[int, ...] | None = None) -> UfmParameters:
+def srg_parameters(solution: SrgSolution, widths: Sequence[int] | None = None) -> UfmParameters:
     """Explicit weights and class features of a graph solution, also where zero would be better.
 
-    Widths above r (above K for the last hidden layer) are filled with dead units. Use `jax.vmap` on a batched record.
+    Widths above r (above K for the last hidden layer) are filled with dead units. A batched record is refused: use
+    `jax.vmap`.
 
     Args:
         solution: result of `srg_solution`.
@@ -298,17 +254,20 @@ def srg_parameters(solution: SrgSolution, widths: list[int] | tuple[int, ...] | 
         Parameters in the record's dtype; repeat class feature k n times for all samples.
 
     Raises:
-        ValueError: if widths do not fit.
+        ValueError: if widths do not fit, or the record is batched.
 
     References:
         Derived here (module docstring).
     """
+    if np.ndim(solution.loss) != 0:
+        batch = np.shape(solution.loss)
+        raise ArgumentError(f"Argument `solution` must be one record, but is a batch {batch} of them: use `jax.vmap`.")
     r, depth = solution.num_vertices, solution.layer_norms.shape[-1]
     incidence = edge_incidence(r)
     least = (r,) * (depth - 1) + (incidence.shape[1],)
-    widths = least if widths is None else tuple(_checks.integer("widths", width, minimum=1) for width in widths)
+    widths = least if widths is None else _checks.integers("widths", widths, minimum=1)
     if len(widths) != depth or any(width < low for width, low in zip(widths, least, strict=True)):
-        raise ValueError(f"Argument `widths` must be at least {list(least)}, but is {list(widths)}.")
+        raise ArgumentError(f"Argument `widths` must be at least {list(least)}, but is {list(widths)}.")
     dtype = solution.loss.dtype
     share = jnp.full((r, r), 1 / r, dtype)
     rest = jnp.eye(r, dtype=dtype) - share
@@ -343,51 +302,9 @@ def _pad(matrix: jax.Array, rows: int, columns: int) -> jax.Array:
     return jnp.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])))
 
 
-def _best_graph(samples, decays, feature_decay, collapse_loss, *, vertices, branches, features) -> SrgSolution:
-    r, depth, dtype = vertices, decays.shape[0], collapse_loss.dtype
-    nuclear = (r - 1) * math.sqrt(r - 2) + math.sqrt(2 * r - 2)
-    carrier = r**2 * (r - 1) if features == "nonnegative" else nuclear**2
-    logs = jnp.log(decays)
-    log_scale = jnp.log(samples) + jnp.log(feature_decay) + jnp.sum(logs)
-    log_scale = log_scale + math.log(carrier) + (depth - 3) * math.log(r)
-    # For r = 4 the two branches are one solution with the classes renamed.
-    allowed = jnp.asarray([branch in branches for branch in _GRAPHS[1:]])
-    loss, is_complement, s, entries, v, mu, penalty = best_point(
-        log_scale, jnp.asarray(r, dtype), jnp.asarray(depth, dtype), allowed
-    )
-    trivial = jnp.asarray(0.5, dtype)
-    is_trivial, final = loss >= trivial, jnp.minimum(loss, trivial)
-    penalty = jnp.where(is_trivial, 0.0, penalty)
-    return SrgSolution(
-        loss=final,
-        trivial_loss=trivial,
-        is_trivial=is_trivial,
-        collapse_loss=collapse_loss,
-        ratio=final / collapse_loss,
-        beats_collapse=final < collapse_loss * (1 - 64 * float(jnp.finfo(dtype).eps)),
-        is_complement=is_complement,
-        shape=jnp.where(is_trivial, jnp.nan, s),
-        pre_activation=jnp.where(is_trivial, 0.0, entries),
-        last_layer_eigenvalues=jnp.where(is_trivial, 0.0, v),
-        ridge=jnp.where(is_trivial, jnp.nan, mu),
-        penalty=penalty,
-        layer_norms=penalty / decays,
-        feature_norm=penalty / feature_decay,
-        samples_per_class=samples,
-        num_vertices=r,
-        features=features,
-    )
-
-
 def _check_problem(samples_per_class, depth, weight_decay, feature_decay) -> np.dtype:
     depth = _checks.integer("depth", depth, minimum=1)
-    _checks.shape("samples_per_class", samples_per_class, ())
-    _checks.real("samples_per_class", samples_per_class, minimum=1.0)
-    if _checks.is_concrete(samples_per_class) and float(samples_per_class) != math.floor(samples_per_class):
-        raise ValueError(f"Argument `samples_per_class` must be a whole number, but is {samples_per_class}.")
-    if np.ndim(weight_decay) != 0:
-        _checks.shape("weight_decay", weight_decay, (depth,))
-    _checks.real("weight_decay", weight_decay, minimum=0.0, exclusive_minimum=True)
-    _checks.shape("feature_decay", feature_decay, ())
-    _checks.real("feature_decay", feature_decay, minimum=0.0, exclusive_minimum=True)
-    return float_dtype(samples_per_class, weight_decay, feature_decay)
+    check_count("samples_per_class", samples_per_class)
+    dtype = float_dtype(samples_per_class, weight_decay, feature_decay)
+    check_decays(weight_decay, feature_decay, depth, dtype)
+    return dtype

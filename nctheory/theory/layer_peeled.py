@@ -30,6 +30,7 @@ That c_0 increases in R, so that the crossing is the only one, was checked numer
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ from jaxtyping import Bool, Float
 
 from nctheory import _checks
 from nctheory.theory._common import Scalar
-from nctheory.theory._cross_entropy import require_concrete, softmax_residual
+from nctheory.theory._cross_entropy import log_softmax, require_concrete, softmax_residual
 
 _LARGEST_LOG_RATIO = 500.0
 _ASSUMPTIONS = (
@@ -53,10 +54,24 @@ class LayerPeeledThreshold:
     """Imbalance ratio at which minority classes merge in the layer-peeled model, and the solution there.
 
     Attributes:
+        loss: mean cross-entropy at R_0, the minimum under the bounds.
+        trivial_loss: loss at zero, log K.
+        is_trivial: whether zero is the minimiser: False, budgets being positive.
         ratio: R_0; minority classes share one weight and one feature vector iff n_A/n_B >= R_0.
         log_ratio: its natural logarithm.
         logits: class logits at R_0, majority classes first, one column a class.
         nuclear_norm: |Z|_* of these logits: the budget K sqrt(E_W E_H).
+        singular_values: of the logits, decreasing (K of them).
+        active: singular values that are not zero, to rounding: at most K_A, as the minority classes are merged.
+        active_classes: classes that are not zero.
+        layer_singular_values: of W, one row, one column for each of `singular_values`.
+        layer_norms: |W|_F^2 = K E_W, one entry.
+        class_feature_singular_values: of the matrix of the K class features, whose squares sum to K E_H.
+        weight_gram: W W^T.
+        feature_gram: Gram matrix of the K class features.
+        bias: zero, there is none.
+        weight: one representative W, d = K - 1.
+        class_features: the class features that go with `weight`, one a row.
         multiplier: n_B/N at R_0, multiplier of the constraint.
         spectral_certificate: |G|_2/multiplier, 1 at the optimum.
         alignment_residual: |multiplier |Z|_* + <G, Z>| / (multiplier |Z|_*), 0 at the optimum.
@@ -65,10 +80,24 @@ class LayerPeeledThreshold:
         assumptions: what must hold.
     """
 
+    loss: Float[np.ndarray, ""]
+    trivial_loss: Float[np.ndarray, ""]
+    is_trivial: Bool[np.ndarray, ""]
     ratio: Float[np.ndarray, ""]
     log_ratio: Float[np.ndarray, ""]
     logits: Float[np.ndarray, "K K"]
     nuclear_norm: Float[np.ndarray, ""]
+    singular_values: Float[np.ndarray, " K"]
+    active: Bool[np.ndarray, " K"]
+    active_classes: Bool[np.ndarray, " K"]
+    layer_singular_values: Float[np.ndarray, "1 K"]
+    layer_norms: Float[np.ndarray, " 1"]
+    class_feature_singular_values: Float[np.ndarray, " K"]
+    weight_gram: Float[np.ndarray, "K K"]
+    feature_gram: Float[np.ndarray, "K K"]
+    bias: Float[np.ndarray, " K"]
+    weight: Float[np.ndarray, "K K-1"]
+    class_features: Float[np.ndarray, "K K-1"]
     multiplier: Float[np.ndarray, ""]
     spectral_certificate: Float[np.ndarray, ""]
     alignment_residual: Float[np.ndarray, ""]
@@ -110,14 +139,15 @@ def layer_peeled_threshold(
     """
     num_majority = _checks.integer("num_majority", num_majority, minimum=1)
     num_minority = _checks.integer("num_minority", num_minority, minimum=2)
-    for name, value in (("feature_budget", feature_budget), ("weight_budget", weight_budget)):
+    for name, value in (("feature_budget", feature_budget), ("weight_budget", weight_budget), ("tolerance", tolerance)):
+        if value is not None:
+            require_concrete(**{name: value})
+        _checks.number(name, value, minimum=0.0, exclusive_minimum=True)
         _checks.shape(name, value, ())
-        _checks.real(name, value, minimum=0.0, exclusive_minimum=True)
-    _checks.real("tolerance", tolerance, minimum=0.0, exclusive_minimum=True)
-    require_concrete(feature_budget=feature_budget, weight_budget=weight_budget)
-    budget = (num_majority + num_minority) * float(np.sqrt(float(feature_budget)) * np.sqrt(float(weight_budget)))
+    roots = float(np.sqrt(float(weight_budget))), float(np.sqrt(float(feature_budget)))
+    budget = (num_majority + num_minority) * roots[0] * roots[1]
     log_ratio, point = _crossing(num_majority, num_minority, budget)
-    return _record(num_majority, num_minority, budget, log_ratio, point, tolerance)
+    return _record(num_majority, num_minority, roots, log_ratio, point, float(tolerance))
 
 
 def _directions(ka: int, kb: int) -> tuple[np.ndarray, float]:
@@ -227,30 +257,67 @@ def _crossing(ka: int, kb: int, budget: float) -> tuple[float, np.ndarray]:
     return high, _minimize(ka, kb, high)
 
 
-def _record(ka, kb, budget, log_ratio, point, tolerance) -> LayerPeeledThreshold:
-    a, u, v = point
-    k = ka + kb
-    major = np.arange(k) < ka
-    cross = np.where(major, 1 / ka, -1 / kb) / np.sqrt(1 / ka + 1 / kb)
-    logits = np.outer(cross, np.where(major, u / np.sqrt(ka), v / np.sqrt(kb)))
-    logits[:ka, :ka] += a * (np.eye(ka) - 1 / ka)
+def _record(ka, kb, roots, log_ratio, point, tolerance) -> LayerPeeledThreshold:
+    k, budget = ka + kb, (ka + kb) * roots[0] * roots[1]
+    logits, major = _logits(ka, kb, point), np.arange(k) < ka
     ratio = np.exp(log_ratio)
     multiplier = 1 / (ka * ratio + kb)
-    norm, spectral, alignment = np.nan, np.nan, np.nan
+    shares = np.where(major, ratio * multiplier, multiplier)
+    loss, norm, spectral, alignment = np.nan, np.nan, np.nan, np.nan
     if np.isfinite(log_ratio):
-        slope = softmax_residual(logits) * np.where(major, ratio * multiplier, multiplier)
+        loss = -shares @ np.diagonal(log_softmax(logits))
+        slope = softmax_residual(logits) * shares
         norm = np.linalg.svd(logits, compute_uv=False).sum()
         spectral = np.linalg.norm(slope, 2) / multiplier
         alignment = abs(multiplier * norm + np.sum(slope * logits)) / (multiplier * norm)
     off_budget = abs(norm - budget) / budget
     return LayerPeeledThreshold(
+        loss=np.asarray(loss),
+        trivial_loss=np.asarray(np.log(k)),
+        is_trivial=np.asarray(False),
         ratio=np.asarray(ratio),
         log_ratio=np.asarray(log_ratio),
         logits=logits,
         nuclear_norm=np.asarray(norm),
+        **_factors(logits, roots),
         multiplier=np.asarray(multiplier),
         spectral_certificate=np.asarray(spectral),
         alignment_residual=np.asarray(alignment),
         budget_residual=np.asarray(off_budget),
         converged=np.asarray(max(spectral - 1, alignment, off_budget) <= tolerance),
     )
+
+
+def _logits(ka: int, kb: int, point: np.ndarray) -> np.ndarray:
+    a, u, v = point
+    major = np.arange(ka + kb) < ka
+    cross = np.where(major, 1 / ka, -1 / kb) / np.sqrt(1 / ka + 1 / kb)
+    logits = np.outer(cross, np.where(major, u / np.sqrt(ka), v / np.sqrt(kb)))
+    logits[:ka, :ka] += a * (np.eye(ka) - 1 / ka)
+    return logits
+
+
+def _factors(logits: np.ndarray, roots: tuple[float, float]) -> dict[str, Any]:
+    """W and the class features: the factorisation of least norm, with the budget shared out as the bounds ask."""
+    k = len(logits)
+    left, values, right = np.full((k, k), np.nan), np.full(k, np.nan), np.full((k, k), np.nan)
+    if np.isfinite(logits).all():
+        left, values, right = np.linalg.svd(logits)
+    # |W|^2 = K E_W and |H|^2 = K E_H from |W| |H| = |Z|_*.
+    outer, inner = np.sqrt(values * (roots[0] / roots[1])), np.sqrt(values * (roots[1] / roots[0]))
+    # The logits sum to zero over the classes, so the last value is zero.
+    weight, features = (left * outer)[:, :-1], (right.T * inner)[:, :-1]
+    active = values > 16 * k * np.finfo(float).eps * values[0]
+    return {
+        "singular_values": values,
+        "active": active,
+        "active_classes": np.any(np.abs(weight) > 0, axis=1),
+        "layer_singular_values": outer[None, :],
+        "layer_norms": np.sum(outer**2, keepdims=True),
+        "class_feature_singular_values": inner,
+        "weight_gram": weight @ weight.T,
+        "feature_gram": features @ features.T,
+        "bias": np.zeros(k),
+        "weight": weight,
+        "class_features": features,
+    }

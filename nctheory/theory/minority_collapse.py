@@ -42,7 +42,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from nctheory import _checks
-from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory._common import Scalar, all_counts, all_positive, as_float, float_dtype, nan_unless
 from nctheory.theory._cross_entropy import (
     ClassSizes,
     Count,
@@ -52,6 +52,7 @@ from nctheory.theory._cross_entropy import (
     check_count,
     check_decays,
 )
+from nctheory.theory._modes import threshold as mode_threshold
 
 _ASSUMPTIONS = (
     "features are free parameters, one vector a sample; linear layers",
@@ -65,6 +66,8 @@ _ASSUMPTIONS = (
 @dataclass(frozen=True)
 class MinorityCollapse:
     """Which classes collapse at the global minimiser.
+
+    Where the numbers are NaN, because a traced argument was out of range, the truth values are False.
 
     Attributes:
         size_threshold: critical class size; a class (kind "zero") or group of equal classes ("merge") of at most this
@@ -91,7 +94,7 @@ def ce_minority_collapse(
 
     Classes of one size n merge into one vector iff n <= N^2 lambda_W lambda_H (bias or not). Everything is zero iff the
     largest eigenvalue of C D C (no bias) or D - n n^T/N (free bias) is <= N^2 lambda_W lambda_H. A class without a
-    partner of equal size never merges exactly. Nothing is undefined.
+    partner of equal size never merges exactly. NaN where a traced argument is out of range.
 
     Args:
         class_sizes: n_1..n_K, whole numbers >= 1 (samples), K >= 2; may be traced.
@@ -111,7 +114,8 @@ def ce_minority_collapse(
     _checks.shape("weight_decay", weight_decay, ())
     sizes, decays, feature_decay = _prepare(class_sizes, weight_decay, feature_decay, 1, bias)
     threshold = (jnp.sum(sizes) * jnp.sqrt(decays[0]) * jnp.sqrt(feature_decay)) ** 2
-    return _record(sizes, threshold, centring="mean" if bias == "none" else "shares", kind="merge")
+    record = _record(sizes, threshold, centring="mean" if bias == "none" else "shares", kind="merge")
+    return nan_unless(all_counts(sizes) & all_positive(decays, feature_decay), record)
 
 
 def ce_minority_ratio(
@@ -125,7 +129,8 @@ def ce_minority_ratio(
     """Critical imbalance ratio n_A/n_B under one-layer cross-entropy: minority classes merge iff the ratio is >= it.
 
     r* = (1/sqrt(n_B lambda_W lambda_H) - K_B)/K_A at fixed minority size n_B: the form of n_B <= N^2 lambda_W lambda_H
-    with N = n_B (K_A r + K_B). A value <= 0 means that they merge at any ratio. Nothing is undefined.
+    with N = n_B (K_A r + K_B). A value <= 0 means that they merge at any ratio. NaN where a traced argument is out of
+    range.
 
     Args:
         num_majority: K_A >= 1 classes.
@@ -150,7 +155,8 @@ def ce_minority_ratio(
     check_decays(weight_decay, feature_decay)
     dtype = float_dtype(weight_decay, feature_decay)
     n, decay_w, decay_h = (as_float(value, dtype) for value in (minority_size, weight_decay, feature_decay))
-    return (1 / (jnp.sqrt(n * decay_w) * jnp.sqrt(decay_h)) - num_minority) / num_majority
+    ratio = (1 / (jnp.sqrt(n * decay_w) * jnp.sqrt(decay_h)) - num_minority) / num_majority
+    return nan_unless(all_counts(n) & all_positive(decay_w, decay_h), ratio)
 
 
 def mse_minority_collapse(
@@ -167,7 +173,7 @@ def mse_minority_collapse(
     zero iff n_k <= q/thr_M; with a free bias classes of one size n merge iff n <= q/thr_M, and a class without a
     partner of equal size is not described by a size alone. Everything is zero iff the largest class (no bias) or the
     largest eigenvalue of D - n n^T/N (free bias) is <= q/thr_M. For M >= 2 the change is a jump and at equality both
-    solutions are minimisers; the collapsed one is reported. Nothing is undefined.
+    solutions are minimisers; the collapsed one is reported. NaN where a traced argument is out of range.
 
     Args:
         class_sizes: n_1..n_K, whole numbers >= 1 (samples), K >= 2; may be traced.
@@ -189,22 +195,19 @@ def mse_minority_collapse(
     sizes, decays, feature_decay = _prepare(class_sizes, weight_decay, feature_decay, depth, bias)
     total = jnp.sum(sizes)
     log_product = jnp.sum(jnp.log(decays)) + jnp.log(feature_decay) + jnp.log(total)
-    # For M = 1 the factor (M-1)^((M-1)/M) is 0^0 = 1.
-    level = (depth - 1) ** ((depth - 1) / depth) / depth
-    threshold = depth / level * total * jnp.exp(log_product / depth)
-    if bias == "none":
-        return _record(sizes, threshold, centring="none", kind="zero")
-    return _record(sizes, threshold, centring="shares", kind="merge")
+    threshold = depth / mode_threshold(depth) * total * jnp.exp(log_product / depth)
+    centring, kind = ("none", "zero") if bias == "none" else ("shares", "merge")
+    record = _record(sizes, threshold, centring=centring, kind=kind)
+    return nan_unless(all_counts(sizes) & all_positive(decays, feature_decay), record)
 
 
-def _prepare(class_sizes, weight_decay, feature_decay, depth, bias):
+def _prepare(class_sizes, weight_decay, feature_decay, depth, bias) -> tuple[jax.Array, jax.Array, jax.Array]:
     check_class_sizes(class_sizes)
-    check_decays(weight_decay, feature_decay, depth)
     check_bias(bias, regularised=False)
-    decays = np.asarray(weight_decay) if isinstance(weight_decay, tuple | list) else weight_decay
-    sizes = np.asarray(class_sizes) if isinstance(class_sizes, tuple | list) else class_sizes
-    dtype = float_dtype(weight_decay, feature_decay)
-    sizes, decays, feature_decay = (as_float(value, dtype) for value in (sizes, decays, feature_decay))
+    # Eigenvalues are not available in half precision.
+    dtype = np.promote_types(float_dtype(weight_decay, feature_decay), np.float32)
+    check_decays(weight_decay, feature_decay, depth, dtype)
+    sizes, decays, feature_decay = (as_float(value, dtype) for value in (class_sizes, weight_decay, feature_decay))
     return sizes, jnp.broadcast_to(decays, (depth,)), feature_decay
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from nctheory.frames import _hyperplane_basis
-from nctheory.theory._common import as_float, float_dtype
+from nctheory.theory._common import all_counts, as_float, float_dtype, nan_unless
 from nctheory.theory._cross_entropy import ClassSizes, check_class_sizes
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -50,7 +50,8 @@ class SeliGeometry:
     """SELI: the max-margin solution with free features; vectors up to a rotation of the feature space.
 
     Attributes:
-        value: |Zhat|_* = minimum of (|W|^2 + |H|^2)/2 under margins >= 1, where certified.
+        loss: |Zhat|_* = minimum of (|W|^2 + |H|^2)/2 under margins >= 1, where certified: the objective of the
+            max-margin problem. The cross-entropy itself tends to 0.
         singular_values: of the K N logits Zhat, decreasing (K - 1 of them).
         logits: I - 11^T/K, one column a class.
         weight_gram: W W^T.
@@ -64,10 +65,17 @@ class SeliGeometry:
         is_certified: whether `dual_slack` <= 0, up to rounding of the entries.
         weight: one representative W.
         class_features: the class features that go with `weight`, one a row.
+        active: modes that are not zero: all K - 1.
+        active_classes: classes that are not zero: all.
+        layer_singular_values: of W, one row.
+        layer_norms: |W|_F^2, one entry; equal to `loss`.
+        feature_singular_values: of the matrix H of all samples.
+        feature_norm: |H|_F^2 over all samples; equal to `loss`.
+        bias: zero, there is none.
         assumptions: what must hold.
     """
 
-    value: Float[jax.Array, "..."]
+    loss: Float[jax.Array, "..."]
     singular_values: Float[jax.Array, "... K-1"]
     logits: Float[jax.Array, "... K K"]
     weight_gram: Float[jax.Array, "... K K"]
@@ -80,7 +88,19 @@ class SeliGeometry:
     is_certified: Bool[jax.Array, "..."]
     weight: Float[jax.Array, "... K K-1"]
     class_features: Float[jax.Array, "... K K-1"]
+    active: Bool[jax.Array, "... K-1"]
+    active_classes: Bool[jax.Array, "... K"]
+    layer_singular_values: Float[jax.Array, "... 1 K-1"]
+    layer_norms: Float[jax.Array, "... 1"]
+    feature_singular_values: Float[jax.Array, "... K-1"]
+    feature_norm: Float[jax.Array, "..."]
+    bias: Float[jax.Array, "... K"]
     assumptions: tuple[str, ...] = field(metadata={"static": True}, default=_ASSUMPTIONS)
+
+    @property
+    def value(self) -> Float[jax.Array, "..."]:
+        """The nuclear norm |Zhat|_*, another name of `loss`."""
+        return self.loss
 
 
 def seli(class_sizes: ClassSizes) -> SeliGeometry:
@@ -88,8 +108,8 @@ def seli(class_sizes: ClassSizes) -> SeliGeometry:
 
     Logits Zhat = Y - 11^T/K; W W^T = (C D C)^{1/2}, feature Gram = C ((C D C)^{1/2})^+ C, value tr (C D C)^{1/2}, with
     D = diag(n_k), C = I - 11^T/K. Limits: equal sizes give a simplex ETF, W W^T = sqrt(n) C and feature Gram
-    C/sqrt(n). Only the limit of vanishing decay: at finite decay the geometry depends on it (`ce_ufm_convex`). Nothing
-    is undefined; where the certificate fails `is_certified` says so.
+    C/sqrt(n). Only the limit of vanishing decay: at finite decay the geometry depends on it (`ce_ufm_convex`). NaN
+    where a traced class size is below 1; where the certificate fails `is_certified` says so.
 
     Args:
         class_sizes: n_1..n_K, whole numbers >= 1 (samples), K >= 2; may be traced.
@@ -104,8 +124,8 @@ def seli(class_sizes: ClassSizes) -> SeliGeometry:
         Thrampoulidis et al. (2022), definition of SELI; values and certificate derived here (module docstring).
     """
     check_class_sizes(class_sizes)
-    dtype = float_dtype(class_sizes)
-    return _seli(as_float(np.asarray(class_sizes) if isinstance(class_sizes, tuple | list) else class_sizes, dtype))
+    # Eigenvalues are not available in half precision.
+    return _seli(as_float(class_sizes, np.promote_types(float_dtype(class_sizes), np.float32)))
 
 
 @jax.jit
@@ -125,8 +145,9 @@ def _seli(sizes) -> SeliGeometry:
     weight_norms, feature_norms = jnp.sqrt(jnp.diagonal(weight_gram)), jnp.sqrt(jnp.diagonal(feature_gram))
     off_label = jnp.where(jnp.eye(k, dtype=bool), -jnp.inf, feature_gram)
     slack = jnp.max(off_label)
-    return SeliGeometry(
-        value=jnp.sum(values),
+    value, roots = jnp.sum(values), jnp.sqrt(values)
+    record = SeliGeometry(
+        loss=value,
         singular_values=values,
         logits=jnp.eye(k, dtype=sizes.dtype) - 1 / k,
         weight_gram=weight_gram,
@@ -139,4 +160,12 @@ def _seli(sizes) -> SeliGeometry:
         is_certified=slack <= k * jnp.finfo(sizes.dtype).eps * jnp.max(feature_gram),
         weight=weight,
         class_features=features,
+        active=jnp.ones(k - 1, bool),
+        active_classes=jnp.ones(k, bool),
+        layer_singular_values=roots[None, :],
+        layer_norms=value[None],
+        feature_singular_values=roots,
+        feature_norm=value,
+        bias=jnp.zeros(k, sizes.dtype),
     )
+    return nan_unless(all_counts(sizes), record)

@@ -33,15 +33,22 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.frames import simplex_etf
+from nctheory.theory._common import as_float, float_dtype
 from nctheory.theory._wolfe import nearest_in_hull
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.1, 1e-6
+_ASSUMPTIONS = (
+    "class weights and features are unit vectors, features free parameters, no bias",
+    "cross-entropy in the limit of temperature zero",
+    "the best code where `is_optimal`; elsewhere the best one found",
+)
 
 
 @jax.tree_util.register_dataclass
@@ -82,6 +89,7 @@ class SoftmaxCode:
         start_margins: margins reached by all random starts, empty for closed values.
         is_optimal: whether `margin` is known to be rho*; False says that a better code may exist.
         kind: "simplex", "orthogonal simplices", "polygon", "degenerate", or "numerical".
+        assumptions: what must hold for the code to be the classifier that cross-entropy tends to.
     """
 
     vectors: Float[jax.Array, "K d"]
@@ -92,9 +100,10 @@ class SoftmaxCode:
     start_margins: Float[jax.Array, " S"]
     is_optimal: bool = field(metadata={"static": True})
     kind: str = field(metadata={"static": True})
+    assumptions: tuple[str, ...] = field(metadata={"static": True}, default=_ASSUMPTIONS)
 
 
-def one_vs_rest_distance(vectors: Float[AnyArray, "K d"]) -> OneVsRestDistance:
+def one_vs_rest_distance(vectors: Num[AnyArray, "K d"]) -> OneVsRestDistance:
     """Distance of every vector from the convex hull of the others, with a certificate.
 
     dist(w_k, conv{w_j, j != k}); K/(K-1) for a simplex ETF, 0 for a vector inside the hull of the others, such as one
@@ -112,16 +121,14 @@ def one_vs_rest_distance(vectors: Float[AnyArray, "K d"]) -> OneVsRestDistance:
     References:
         Quantity: Jiang et al. (2024). Algorithm: Wolfe (1976), nearest point in a polytope; certificate derived here.
     """
+    _checks.number("vectors", vectors)
     _checks.shape("vectors", vectors, ("K", "d"))
     if np.shape(vectors)[0] < 2 or np.shape(vectors)[1] < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"Argument `vectors` must have at least 2 rows and 1 column, but has shape {np.shape(vectors)}."
         )
-    _checks.finite("vectors", vectors)
-    vectors = jnp.asarray(vectors)
-    if not jnp.issubdtype(vectors.dtype, jnp.floating):
-        vectors = vectors.astype(jnp.result_type(float))
-    return _distances(vectors)
+    # Linear systems are not solved in half precision.
+    return _distances(as_float(vectors, np.promote_types(float_dtype(vectors), np.float32)))
 
 
 def softmax_code_margin(num_classes: int, dim: int) -> float:
@@ -191,10 +198,15 @@ def softmax_code(
         kind, vectors = _closed_code(num_classes, dim)
         vectors = jnp.asarray(vectors, dtype=jnp.result_type(float))
     else:
-        if key is None:
-            raise ValueError(
+        if (
+            key is None
+            or not hasattr(key, "dtype")
+            or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            or key.ndim != 0
+        ):
+            raise ArgumentError(
                 f"Argument `key` must be a PRNG key where no closed code is known, here {num_classes} classes in "
-                f"dimension {dim}, but is None."
+                f"dimension {dim}, but is {key!r}."
             )
         kind = "numerical"
         vectors, start_margins = _search(key, num_classes, dim, num_starts, num_steps)

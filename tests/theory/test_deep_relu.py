@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nctheory._errors import ArgumentError
 from nctheory.simulator.free_features import UfmParams, UfmProblem
 from nctheory.simulator.solver import minimize_from
 from nctheory.theory.deep_relu import (
@@ -42,6 +43,42 @@ def test_collapse_is_a_point_of_the_relu_network(k, depth):
     assert all((np.asarray(w) >= 0).all() for w in params.weights)
     np.testing.assert_allclose(found.loss, network_loss(params, 4, decays, 2e-3), rtol=RTOL)
     assert found.is_minimum == (k == 2 or depth == 1)
+    _is_the_geometry_of(found, params, 4)
+
+
+def _is_the_geometry_of(record, params, samples):
+    """Singular values, norms, Gram matrices and outputs of the record against explicit weights and features."""
+    weights, features = [np.asarray(w, float) for w in params.weights], np.asarray(params.class_features, float)
+    # Eigenvalues of size up to some tens, and values that are zero but for rounding.
+    close = {"rtol": 10 * RTOL, "atol": 10 * RTOL}
+    *hidden, last = weights
+    for weight, values, norm in zip(weights, record.layer_singular_values, record.layer_norms, strict=True):
+        true = np.linalg.svd(weight, compute_uv=False)
+        values = np.sort(np.asarray(values))[::-1]
+        np.testing.assert_allclose(values, np.pad(true, (0, values.size - true.size)), **close)
+        np.testing.assert_allclose(norm, np.sum(weight**2), **close)
+    rows = np.repeat(features, samples, axis=0)
+    values, true = np.sort(np.asarray(record.feature_singular_values))[::-1], np.linalg.svd(rows, compute_uv=False)
+    length = max(values.size, true.size)
+    np.testing.assert_allclose(
+        np.pad(values, (0, length - values.size)), np.pad(true, (0, length - true.size)), **close
+    )
+    np.testing.assert_allclose(record.feature_norm, np.sum(rows**2), **close)
+    np.testing.assert_allclose(record.feature_gram, features @ features.T, **close)
+    outputs = features.T
+    for weight in hidden:
+        outputs = np.maximum(weight @ outputs, 0)
+    np.testing.assert_allclose(record.logits, last @ outputs, **close)
+    assert not np.asarray(record.bias).any()
+    assert not np.asarray(params.bias).any()
+    np.testing.assert_array_equal(record.active_classes, np.abs(last @ outputs).max(axis=0) > 0)
+    assert int(np.sum(record.active)) == np.linalg.matrix_rank(last @ outputs, tol=1e-6)
+    assert len(record.assumptions) > 2
+    product = last
+    if not hasattr(record, "num_vertices"):
+        for weight in hidden[::-1]:
+            product = product @ weight
+    np.testing.assert_allclose(record.weight_gram, product @ product.T, **close)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -71,6 +108,7 @@ def test_srg_loss_is_that_of_its_explicit_network(k, depth, n, graph, features):
     np.testing.assert_allclose(found.ridge, k * found.penalty / square, rtol=1e-8 if X64 else 5e-2)
     if features == "nonnegative":
         assert (np.asarray(params.class_features) >= 0).all()
+    _is_the_geometry_of(found, params, n)
     padded = srg_parameters(found, widths=(k + 2,) * depth)
     np.testing.assert_allclose(network_loss(padded, n, decays, 1e-3 / n), found.loss, rtol=RTOL)
 
@@ -155,6 +193,7 @@ def test_strong_decay_gives_zero_not_nan_in_norms():
     assert np.isnan(found.shape)
     params = srg_parameters(found)
     assert all(np.all(np.asarray(w) == 0) for w in params.weights)
+    _is_the_geometry_of(found, params, 1)
 
 
 def test_vmap_and_gradient():
@@ -170,6 +209,25 @@ def test_vmap_and_gradient():
     assert bool(srg_beats_dnc(6, 2, depth=4, weight_decay=1e-3, feature_decay=1e-3))
 
 
+@pytest.mark.parametrize("call", [deep_relu_collapse, srg_solution])
+def test_bad_numbers_under_vmap_give_nan(call):
+    """Every float of the record, the truth values False; a good neighbour in the batch is untouched."""
+
+    def record(n, weight_decay, feature_decay):
+        return call(6, n, depth=3, weight_decay=[weight_decay, 1e-3, 1e-3], feature_decay=feature_decay)
+
+    nan, inf = np.nan, np.inf
+    rows = [(2, 1e-3, 1e-3), (0, 1e-3, 1e-3), (nan, 1e-3, 1e-3), (2, nan, 1e-3), (2, -1.0, 1e-3), (2, 1e-3, 0.0)]
+    rows = jnp.asarray([*rows, (2, 1e-3, -1.0), (2, inf, 1e-3)], dtype=float)
+    found = jax.jit(jax.vmap(record))(*rows.T)
+    for leaf in map(np.asarray, jax.tree.leaves(found)):
+        assert np.isnan(leaf[1:]).all() if leaf.dtype.kind == "f" else not leaf[1:].any()
+    good = record(2, 1e-3, 1e-3)
+    assert np.isfinite(good.loss)
+    np.testing.assert_allclose(found.loss[0], good.loss, rtol=RTOL)
+    np.testing.assert_allclose(found.logits[0], good.logits, rtol=1e3 * RTOL, atol=1e3 * RTOL)
+
+
 def test_errors(own_errors):
     good = {"depth": 4, "weight_decay": 1e-3, "feature_decay": 1e-3}
     for change, name in (
@@ -179,16 +237,25 @@ def test_errors(own_errors):
         ({"feature_decay": -1.0}, "feature_decay"),
         ({"graph": "star"}, "graph"),
         ({"features": "any"}, "features"),
+        ({"weight_decay": None}, "weight_decay"),
+        ({"feature_decay": None}, "feature_decay"),
+        ({"weight_decay": [1e-3] * 3}, "weight_decay"),
     ):
         with pytest.raises(ValueError, match=f"Argument `{name}` must"):
             srg_solution(10, 1, **(good | change))
     for k in (3, 7, 9):
-        with pytest.raises(ValueError, match=r"Argument `num_classes` must be r\(r-1\)/2"):
+        with pytest.raises(ArgumentError, match=r"Argument `num_classes` must be r\(r-1\)/2"):
             srg_solution(k, 1, **good)
-    for n in (0, 1.5):
+    for n in (0, 1.5, None, [2]):
         with pytest.raises(ValueError, match="Argument `samples_per_class` must"):
             deep_relu_collapse(4, n, **good)
     with pytest.raises(ValueError, match="Argument `widths` must"):
         srg_parameters(srg_solution(10, 1, **good), widths=(5, 5, 5, 9))
+    for widths in (10, "wide", (10, 10)):
+        with pytest.raises(ArgumentError, match="Argument `widths` must"):
+            srg_parameters(srg_solution(10, 1, **good), widths=widths)
+    batch = jax.vmap(lambda n: srg_solution(10, n, **good))(jnp.asarray([1.0, 2.0]))
+    with pytest.raises(ArgumentError, match="Argument `solution` must be one record"):
+        srg_parameters(batch)
     with pytest.raises(ValueError, match="Argument `num_vertices` must"):
         edge_incidence(1)

@@ -80,6 +80,31 @@ def test_certificate_by_hand():
     assert np.linalg.norm(z, "nuc") == pytest.approx(7 * np.sqrt(3.0), rel=1e-10)
     assert np.sum(gradient * z) == pytest.approx(-7 * np.sqrt(3.0) / sizes.sum(), rel=1e-10)
     np.testing.assert_allclose(z[:, 3:], z[:, [3] * 4])
+    np.testing.assert_allclose(record.loss, -np.diagonal(np.log(probabilities)) @ sizes / sizes.sum(), rtol=1e-12)
+    assert float(record.trivial_loss) == pytest.approx(np.log(7))
+    assert record.loss < record.trivial_loss
+    assert not record.is_trivial
+
+
+@pytest.mark.parametrize(("ka", "kb"), [(1, 2), (3, 4)])
+def test_factors_meet_both_bounds(ka, kb):
+    record, k = layer_peeled_threshold(ka, kb, feature_budget=2.0, weight_budget=0.7), ka + kb
+    w, h = record.weight, record.class_features
+    np.testing.assert_allclose(w @ h.T, record.logits, atol=1e-12)
+    assert np.sum(w**2) / k == pytest.approx(0.7, rel=1e-9)
+    assert np.sum(h**2) / k == pytest.approx(2.0, rel=1e-9)
+    np.testing.assert_allclose(record.layer_norms, [np.sum(w**2)], rtol=1e-12)
+    np.testing.assert_allclose(record.weight_gram, w @ w.T, atol=1e-12)
+    np.testing.assert_allclose(record.feature_gram, h @ h.T, atol=1e-12)
+    np.testing.assert_allclose(record.layer_singular_values[0, :-1], np.linalg.svd(w)[1], atol=1e-7)
+    np.testing.assert_allclose(record.class_feature_singular_values[:-1], np.linalg.svd(h)[1], atol=1e-7)
+    np.testing.assert_allclose(record.singular_values, np.linalg.svd(record.logits)[1], atol=1e-12)
+    assert record.active.sum() == np.linalg.matrix_rank(record.logits) == ka
+    assert record.active_classes.all()
+    assert not record.bias.any()
+    # Minority classes are one vector.
+    np.testing.assert_allclose(w[ka:], w[[ka] * kb], atol=1e-6)
+    np.testing.assert_allclose(h[ka:], h[[ka] * kb], atol=1e-6)
 
 
 def test_crossing_is_unique_on_a_grid():
@@ -117,6 +142,10 @@ def test_limits():
     )
     far = layer_peeled_threshold(2, 2, feature_budget=1e5, weight_budget=1.0)
     assert np.isnan(far.ratio)
+    for leaf in (far.loss, far.weight, far.class_features, far.weight_gram, far.layer_norms):
+        assert np.isnan(leaf).all()
+    assert not far.active.any()
+    assert not far.active_classes.any()
     assert not far.converged
 
 
@@ -128,8 +157,11 @@ def test_errors(own_errors):
         ((2, 2), good | {"feature_budget": 0.0}, "`feature_budget` must be finite and > 0"),
         ((2, 2), good | {"weight_budget": [1.0]}, "`weight_budget` must have shape"),
         ((2, 2), good | {"tolerance": 0.0}, "`tolerance` must be finite and > 0"),
+        ((2, 2), good | {"tolerance": [1e-9]}, "`tolerance` must have shape"),
+        ((2, 2), good | {"feature_budget": None}, "`feature_budget` must be a real number, but is None"),
     ]:
         with pytest.raises(ValueError, match=message):
             layer_peeled_threshold(*arguments, **options)
-    with pytest.raises(ValueError, match="`feature_budget` must be known before the call"):
-        jax.jit(lambda x: layer_peeled_threshold(2, 2, feature_budget=x, weight_budget=1.0).ratio)(1.0)
+    for transform in (jax.jit, jax.vmap):
+        with pytest.raises(ValueError, match="`feature_budget` must be known before the call"):
+            transform(lambda x: layer_peeled_threshold(2, 2, feature_budget=x, weight_budget=1.0).ratio)(np.ones(2)[:1])

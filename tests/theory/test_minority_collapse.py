@@ -172,6 +172,33 @@ def test_transformations_and_dtype():
     assert solve(jnp.float32(0.1)).size_threshold.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("bias", ["none", "free"])
+def test_bad_numbers_under_vmap_give_nan(depth, bias):
+    """Every float of the records, the truth values False; also from lists that mix traced and known numbers."""
+
+    def records(n, weight_decay, feature_decay):
+        squared = mse_minority_collapse(
+            [9, n, n],
+            weight_decay=[weight_decay] + [0.1] * (depth - 1),
+            feature_decay=feature_decay,
+            depth=depth,
+            bias=bias,
+        )
+        entropy = ce_minority_collapse([9, n, n], weight_decay=weight_decay, feature_decay=feature_decay, bias=bias)
+        ratio = ce_minority_ratio(1, 2, n, weight_decay=weight_decay, feature_decay=feature_decay)
+        return squared, entropy, ratio
+
+    nan, inf = np.nan, np.inf
+    rows = [(3, 0.1, 0.1), (0, 0.1, 0.1), (nan, 0.1, 0.1), (3, nan, 0.1), (3, -1.0, 0.1), (3, -1.0, -1.0)]
+    rows = jnp.asarray([*rows, (3, 0.0, 0.1), (3, 0.1, inf)])
+    found = jax.jit(jax.vmap(records))(*rows.T)
+    for leaf in map(np.asarray, jax.tree.leaves(found)):
+        assert np.isnan(leaf[1:]).all() if leaf.dtype.kind == "f" else not leaf[1:].any()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(records(3, 0.1, 0.1)), strict=True):
+        np.testing.assert_allclose(one[0], other, rtol=1e-5)
+
+
 def test_errors(own_errors):
     good = {"weight_decay": 0.1, "feature_decay": 0.1}
     for call, arguments, options, message in [
@@ -186,6 +213,10 @@ def test_errors(own_errors):
         (ce_minority_ratio, (0, 2, 3), good, "`num_majority` must be an integer >= 1"),
         (ce_minority_ratio, (2, 1, 3), good, "`num_minority` must be an integer >= 2"),
         (ce_minority_ratio, (2, 2, 0), good, "`minority_size` must be finite and >= 1"),
+        (ce_minority_ratio, (2, 2, [3, 4]), good, "`minority_size` must have shape"),
+        (ce_minority_ratio, (2, 2, 3), good | {"weight_decay": None}, "`weight_decay` must be a real number"),
+        (mse_minority_collapse, ([3, 1],), good | {"feature_decay": None}, "`feature_decay` must be a real number"),
+        (mse_minority_collapse, (None,), good, "`class_sizes` must have shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             call(*arguments, **options)

@@ -7,6 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
+from nctheory._errors import ArgumentError
 from nctheory.theory.mse_ufm import mse_ufm_minimizer
 from nctheory.theory.mse_ufm_limits import tirer_bruna_minimizer, unregularized_mse_limit
 
@@ -34,6 +35,34 @@ def test_gradient_flow_from_near_zero(num_classes, n):
     np.testing.assert_allclose(limit.logits, (w @ h)[:, ::n], atol=2e-4)
     np.testing.assert_allclose(limit.bias, end[size + dim * total :], atol=2e-4)
     np.testing.assert_allclose(limit.weight_singular_values, np.linalg.svd(w)[1][: num_classes - 1], atol=2e-4)
+    np.testing.assert_allclose(limit.layer_singular_values, [limit.weight_singular_values])
+    np.testing.assert_allclose(limit.feature_singular_values, np.linalg.svd(h)[1][: num_classes - 1], atol=2e-4)
+    np.testing.assert_allclose(limit.layer_norms, [np.sum(w**2)], atol=1e-3)
+    np.testing.assert_allclose(limit.feature_norm, np.sum(h**2), atol=1e-3)
+    assert not limit.is_trivial
+    assert int(np.sum(limit.active)) == np.linalg.matrix_rank(w @ h, tol=0.1)
+    assert np.asarray(limit.active_classes).tolist() == [True] * num_classes
+    np.testing.assert_allclose(limit.trivial_loss, np.sum((y - y.mean(axis=1)[:, None]) ** 2) / (2 * total))
+
+
+@pytest.mark.parametrize(("num_classes", "n"), [(2, 1), (5, 7)])
+def test_representative_of_the_limit(num_classes, n):
+    limit = unregularized_mse_limit(num_classes, n)
+    w, h = np.asarray(limit.weight), np.asarray(limit.class_features)
+    close = {"rtol": 1e-12 if X64 else 1e-5, "atol": 1e-12 if X64 else 1e-6}
+    np.testing.assert_allclose(w @ w.T, limit.weight_gram, **close)
+    np.testing.assert_allclose(h @ h.T, limit.feature_gram, **close)
+    np.testing.assert_allclose(w @ h.T, limit.logits, **close)
+    np.testing.assert_allclose(w @ h.T + np.asarray(limit.bias)[:, None], np.eye(num_classes), **close)
+
+
+def test_limit_maps_over_the_class_size():
+    mapped = jax.jit(jax.vmap(lambda n: unregularized_mse_limit(3, n)))(jnp.asarray([4.0, 0.0, np.nan, -1.0]))
+    for leaf in map(np.asarray, jax.tree.leaves(mapped)):
+        assert np.isnan(leaf[1:]).all() if leaf.dtype.kind == "f" else not leaf[1:].any()
+    np.testing.assert_allclose(mapped.weight_gram[0], unregularized_mse_limit(3, 4).weight_gram, rtol=1e-6, atol=1e-7)
+    whole = jax.jit(lambda n: unregularized_mse_limit(3, n).layer_norms)(jnp.asarray(4))
+    np.testing.assert_allclose(whole, unregularized_mse_limit(3, 4).layer_norms, rtol=1e-6)
 
 
 def test_limit_of_vanishing_decay():
@@ -92,17 +121,36 @@ def test_numpy_and_transformations():
         alone = solve(np.asarray(decays)[i])
         np.testing.assert_allclose(mapped.logits[i], alone.logits, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(mapped.is_trivial, [False, False, True])
+    other = tirer_bruna_minimizer(3, jnp.asarray(2), weight_decay=decays[0], feature_decay=1.0)
+    np.testing.assert_allclose(other.loss, mapped.loss[0], rtol=1e-6)
+
+
+def test_bad_numbers_under_vmap_give_nan():
+    def loss(n, weight_decay, feature_decay):
+        return tirer_bruna_minimizer(3, n, weight_decay=weight_decay, feature_decay=feature_decay).loss
+
+    rows = [(2, 0.1, 0.1), (0, 0.1, 0.1), (np.nan, 0.1, 0.1), (2, -0.1, -0.1), (2, np.nan, 0.1), (2, 0.1, 0.0)]
+    found = jax.jit(jax.vmap(loss))(*jnp.asarray(rows).T)
+    assert np.isnan(found).tolist() == [False] + [True] * 5
 
 
 def test_errors(own_errors):
     with pytest.raises(ValueError, match="`num_classes` must be an integer >= 2"):
         unregularized_mse_limit(1, 3)
-    with pytest.raises(ValueError, match="`samples_per_class` must be an integer >= 1"):
-        unregularized_mse_limit(3, 0)
+    for n, message in ((0, "be finite and >= 1"), (2.5, "be a whole number"), ([2, 3], "have shape"), (None, "be a")):
+        with pytest.raises(ValueError, match=f"`samples_per_class` must {message}"):
+            unregularized_mse_limit(3, n)
+        with pytest.raises(ValueError, match=f"`samples_per_class` must {message}"):
+            tirer_bruna_minimizer(3, n, weight_decay=0.1, feature_decay=0.1)
+    with pytest.raises(ArgumentError, match="`samples_per_class` must be"):
+        tirer_bruna_minimizer(3, 10**40, weight_decay=0.1, feature_decay=0.1)
+    for decay in ([0.1], [0.1, 0.1]):
+        with pytest.raises(ValueError, match=r"`weight_decay` must have shape \(\)"):
+            tirer_bruna_minimizer(3, 3, weight_decay=decay, feature_decay=0.1)
+    with pytest.raises(ArgumentError, match="`weight_decay` must be a real number, but is None"):
+        tirer_bruna_minimizer(3, 3, weight_decay=None, feature_decay=0.1)
     with pytest.raises(ValueError, match="`num_classes` must be an integer >= 2"):
         tirer_bruna_minimizer(1, 3, weight_decay=0.1, feature_decay=0.1)
-    with pytest.raises(ValueError, match="`samples_per_class` must be an integer >= 1"):
-        tirer_bruna_minimizer(3, 0, weight_decay=0.1, feature_decay=0.1)
     with pytest.raises(ValueError, match="`weight_decay` must be finite and > 0"):
         tirer_bruna_minimizer(3, 3, weight_decay=-0.1, feature_decay=0.1)
     with pytest.raises(ValueError, match="`feature_decay` must be finite and > 0"):

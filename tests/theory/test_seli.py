@@ -43,6 +43,16 @@ def test_against_the_full_svd():
     record = seli(sizes)
     first = np.cumsum(sizes) - sizes
     np.testing.assert_allclose(record.value, s.sum(), rtol=TIGHT)
+    assert record.loss is record.value
+    np.testing.assert_allclose(record.layer_norms, [np.sum(np.square(record.weight))], rtol=TIGHT)
+    samples = np.repeat(record.class_features, sizes, axis=0)
+    np.testing.assert_allclose(record.feature_norm, np.sum(samples**2), rtol=TIGHT)
+    np.testing.assert_allclose(record.loss, (record.layer_norms[0] + record.feature_norm) / 2, rtol=TIGHT)
+    np.testing.assert_allclose(record.layer_singular_values[0], np.linalg.svd(record.weight)[1], rtol=TIGHT)
+    np.testing.assert_allclose(record.feature_singular_values, np.linalg.svd(samples)[1], rtol=TIGHT)
+    assert int(np.sum(record.active)) == np.linalg.matrix_rank(record.logits)
+    assert np.asarray(record.active_classes).tolist() == [True] * 4
+    assert np.asarray(record.bias).tolist() == [0.0] * 4
     np.testing.assert_allclose(record.weight_gram, (u * s) @ u.T, atol=TIGHT)
     np.testing.assert_allclose(record.feature_gram, ((vt.T * s) @ vt)[np.ix_(first, first)], atol=TIGHT)
     np.testing.assert_allclose(record.weight @ record.class_features.T, record.logits, atol=TIGHT)
@@ -105,6 +115,18 @@ def test_transformations_and_dtype():
     for i in range(2):
         np.testing.assert_allclose(mapped.weight_gram[i], seli(sizes[i]).weight_gram, atol=1e-5)
     assert seli(np.array([3, 2, 1], np.float32)).value.dtype == jnp.float32
+    for half in (np.float16, jnp.bfloat16):
+        found = seli(jnp.asarray([3, 2, 1], half))
+        assert found.value.dtype == jnp.float32
+        np.testing.assert_allclose(found.value, seli([3, 2, 1]).value, rtol=1e-6)
+
+
+def test_bad_sizes_under_vmap_give_nan():
+    """Also in a list that mixes traced and known sizes."""
+    mapped = jax.jit(jax.vmap(lambda n: seli([n, 5, 2])))(jnp.asarray([4.0, 0.0, -3.0, np.nan, np.inf]))
+    for leaf in map(np.asarray, jax.tree.leaves(mapped)):
+        assert np.isnan(leaf[1:]).all() if leaf.dtype.kind == "f" else not leaf[1:].any()
+    np.testing.assert_allclose(mapped.weight_gram[0], seli([4, 5, 2]).weight_gram, atol=1e-5)
 
 
 def test_errors(own_errors):
@@ -113,6 +135,7 @@ def test_errors(own_errors):
         ([3, 0], "`class_sizes` must be finite and >= 1"),
         ([3, 2.5], "`class_sizes` must hold whole numbers"),
         ([[3, 2]], "`class_sizes` must have shape"),
+        (None, "`class_sizes` must have shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             seli(sizes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from nctheory._errors import ArgumentError
 from nctheory.frames import simplex_etf
 from nctheory.theory.softmax_codes import one_vs_rest_distance, softmax_code, softmax_code_margin
 
@@ -72,6 +73,7 @@ def test_closed_codes_have_their_value(k, d, value, kind):
     assert code.kind == kind
     assert code.is_optimal
     assert code.vectors.shape == (k, d)
+    assert any("temperature" in each for each in code.assumptions)
     np.testing.assert_allclose(np.linalg.norm(code.vectors, axis=1), 1, rtol=1e-12 if X64 else 1e-6)
     np.testing.assert_allclose(code.margin, value, atol=1e-12 if X64 else 1e-6)
     np.testing.assert_allclose(code.evaluation.margin, value, atol=ATOL)
@@ -120,16 +122,23 @@ def test_vmap_and_degenerate_input():
     zero = one_vs_rest_distance(np.zeros((3, 2)))
     assert np.all(np.asarray(zero.distances) == 0)
     assert one_vs_rest_distance(np.eye(3, dtype=np.float32)).distances.dtype == np.float32
+    assert one_vs_rest_distance(np.eye(3, dtype=np.float16)).distances.dtype == np.float32
+    whole = one_vs_rest_distance(np.eye(3, dtype=int))
+    np.testing.assert_allclose(whole.margin, np.sqrt(1.5), rtol=1e-6)
     np.testing.assert_allclose(one_vs_rest_distance(simplex_etf(5)).margin, 5 / 4, rtol=1e-6)
 
 
 def test_errors(own_errors):
-    for bad in (np.ones((1, 3)), np.ones((3, 0)), np.ones(3), np.array([[1.0], [np.nan]])):
-        with pytest.raises(ValueError, match="Argument `vectors` must"):
+    strings = np.array([["a", "b"], ["c", "d"]])
+    for bad in (np.ones((1, 3)), np.ones((3, 0)), np.ones(3), np.array([[1.0], [np.nan]]), strings, None, "codes"):
+        with pytest.raises(ArgumentError, match="Argument `vectors` must"):
             one_vs_rest_distance(bad)
     for arguments, name in (((1, 3), "num_classes"), ((4, 0), "dim"), ((7, 3), "key")):
         with pytest.raises(ValueError, match=f"Argument `{name}` must"):
             softmax_code(*arguments)
+    for key in (0, jax.random.split(jax.random.key(0), 2), "seed"):
+        with pytest.raises(ArgumentError, match="Argument `key` must be a PRNG key"):
+            softmax_code(7, 3, key=key)
     for option in ("num_starts", "num_steps"):
         with pytest.raises(ValueError, match=f"Argument `{option}` must"):
             softmax_code(4, 3, **{option: 0})
