@@ -290,6 +290,19 @@ def test_a_network_at_the_prediction_passes_and_each_fault_fails_its_claim():
         assert verdicts[claim] == "refuted"
 
 
+def test_a_record_that_never_trained_fails_through_its_own_controls():
+    """The measured side of the claim that training reaches the bound: networks that start there show nothing."""
+    at_bound = _made_up_record()
+    at_bound["objective"][..., 0] = at_bound["objective"][..., -1]
+    rows = {row.id: row for row in claims.judge(at_bound).rows()}
+    assert all(rows[f"attained/{depth}"].verdict == "supported" for depth in (1, 3))
+    assert not any(rows[f"attained/{depth}/untrained"].holds for depth in (1, 3))
+    # Controls of the formula hold whatever was measured, and say so.
+    formula = [row for name, row in rows.items() if name.endswith(("/halved", "/without-depth"))]
+    assert len(formula) == 3
+    assert all(row.holds and "Checks the formula, not the data" in row.statement for row in formula)
+
+
 def test_layers_that_became_undefined_are_never_dropped():
     record = _made_up_record()
     record["nc1"][1, 0, 3, -1, 1] = np.nan

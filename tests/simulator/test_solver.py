@@ -232,6 +232,9 @@ def test_errors(own_errors, key):
         solver.minimize(problem, key)
     with pytest.raises(ValueError, match="`keys` must be a vector of PRNG keys"):
         solver.minimize(problem, np.arange(3))
+    for wrong in (0, keys, None):
+        with pytest.raises(ValueError, match="`key` must be a PRNG key"):
+            solver.solve(problem, wrong)
     with pytest.raises(ValueError, match="`tolerance` must be finite and > 0"):
         solver.minimize(problem, keys, tolerance=0.0)
     with pytest.raises(ValueError, match="`memory` must be an integer >= 1"):
