@@ -188,7 +188,7 @@ def _frames(data: xr.Dataset) -> list[Claim]:
     plain = pick(unique, bias="none")
     plain = only(plain, plain.predicted_weight_squares.fillna(0).sum("class") > 0)
     # Where no start found the minimum, "minimum-reached" fails; geometry is about those that did.
-    plain = only(plain, is_at_minimum(plain).any("seed"))
+    plain = only(plain, is_at_minimum(plain).any("seed").values)
     unequal = pick(plain, balance=lambda name: name not in ("balanced", "ratio 1"))
     biased = pick(unique, bias="free", balance="balanced")
     balanced = pick(plain, balance="balanced")
