@@ -4,6 +4,10 @@ A network is trained on super-classes only. The original classes are then rebuil
 cluster-and-linear-probe (`nctheory.metrics.cluster_and_probe`) and scored on held-out images, beside every control.
 
     python experiments/coarse_labels.py --dataset digits --labels mod
+    python experiments/coarse_labels.py --dataset cifar10 --network resnet-small --data-dir FOLDER
+
+The MLP is trained over all seeds at once; every other network is an image network, trained seed by seed with the
+options under `--images`.
 """
 
 import dataclasses
@@ -14,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from _coarse import images as image_runs
 from _coarse.claims import ARMS, controls_table, judge
+from _coarse.images_options import ImageOptions
 from _coarse.record import collect, score_names
 from _coarse.scoring import scorer
 from _coarse.store import cached
@@ -29,6 +35,18 @@ if TYPE_CHECKING:
     from nctheory.vision import CoarseData
 
 EXPERIMENT = "coarse_labels"
+IMAGE_DEFAULTS = ImageOptions()
+# Options that say how the MLP is trained and nothing else; image networks have theirs under `images`.
+MLP_OPTIONS = (
+    "widths",
+    "init_scale",
+    "weight_decay",
+    "learning_rate",
+    "momentum",
+    "batch_size",
+    "num_steps",
+    "num_records",
+)
 # Beyond the streams that training derives from a key.
 REPLICA_STREAM = 1000
 
@@ -37,49 +55,95 @@ REPLICA_STREAM = 1000
 class Config(RunOptions):
     """Train on merged labels, then rebuild the original classes from the features.
 
-    Defaults were chosen on seeds from 1000 on; the reported seeds took no part.
+    Defaults were chosen on seeds from 1000 on; the reported seeds took no part. Image networks (--network other than
+    mlp) are trained by the options under --images; the options of the MLP say so.
     """
+
+    num_seeds: int | None = None
+    """Number of seeds; the intervals are over them. MLP: at least 2, default 8. Image networks: default 1, which
+    decides no claim."""
 
     dataset: str = "digits"
     """Image set, a name of nctheory.vision.dataset_names()."""
+    data_dir: Path | None = None
+    """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     labels: Literal["mod", "consecutive", "random"] = "mod"
     """How original classes are merged: class mod C, neighbours in number, or at random."""
     network: str = "mlp"
-    """Network, one of NETWORKS."""
+    """Network: mlp, or an image network of nctheory.vision.networks.network_names() such as resnet-small, resnet18."""
     num_coarse: int = 5
     """Number of super-classes C."""
     merge_seed: int = 0
     """Names the merge of `--labels random`."""
     widths: tuple[int, ...] = (256, 256)
-    """Hidden widths of the MLP."""
+    """MLP: hidden widths."""
     init_scale: float = 0.3
-    """Initial weights of the arms "plain" and "decay", as a multiple of He-normal; "standard_init" uses 1."""
+    """MLP: initial weights of the arms "plain" and "decay", as a multiple of He-normal; "standard_init" uses 1."""
     weight_decay: float = 0.01
-    """Weight decay lambda of the arm "decay" (objective: loss + lambda/2 |weights|^2); the others have none."""
+    """MLP: weight decay lambda of the arm "decay" (objective: loss + lambda/2 |weights|^2); the others have none."""
     learning_rate: float = 0.1
-    """First step size of momentum gradient descent; it falls to 0 along a half cosine."""
+    """MLP: first step size of momentum gradient descent; it falls to 0 along a half cosine."""
     momentum: float = 0.9
-    """Heavy-ball coefficient."""
+    """MLP: heavy-ball coefficient."""
     batch_size: int = 128
-    """Images an update."""
+    """MLP: images an update."""
     num_steps: int = 1200
-    """Updates."""
+    """MLP: updates."""
     num_records: int = 7
-    """Log-spaced steps at which everything is measured, the first before training."""
+    """MLP: log-spaced steps at which everything is measured, the first before training."""
     num_tsne_seeds: int = 3
-    """Seeds on which the slow t-SNE variant runs, at both ends of training."""
+    """Seeds on which the slow t-SNE variant runs, at both ends of training (image networks: at the last checkpoint)."""
     tsne_iterations: int = 300
-    """Gradient steps of t-SNE."""
+    """Gradient steps of t-SNE; 0 leaves it out (image networks only)."""
+    images: ImageOptions = IMAGE_DEFAULTS
+    """Training of image networks."""
 
     def __post_init__(self):
         """Check what needs no data."""
-        super().__post_init__()
-        for name, minimum in (("num_coarse", 2), ("merge_seed", 0), ("num_tsne_seeds", 0), ("tsne_iterations", 3)):
+        # One image network may stand alone; all else is checked as for every experiment.
+        shared: dict[str, Any] = {}
+        shared.update((f.name, getattr(self, f.name)) for f in dataclasses.fields(RunOptions))
+        if self.takes_images and self.num_seeds is not None:
+            check_integer("num_seeds", self.num_seeds, minimum=1)
+            shared["num_seeds"] = max(self.num_seeds, 2)
+        RunOptions(**shared)
+        fewest = 0 if self.takes_images and self.tsne_iterations == 0 else 3
+        bounds = (("num_coarse", 2), ("merge_seed", 0), ("num_tsne_seeds", 0), ("tsne_iterations", fewest))
+        for name, minimum in bounds:
             check_integer(name, getattr(self, name), minimum=minimum)
-        if self.network not in NETWORKS:
-            raise ArgumentError(f"Argument `network` must be one of {sorted(NETWORKS)}, but is {self.network!r}.")
         if not self.weight_decay > 0:
             raise ArgumentError(f"Argument `weight_decay` must be > 0, but is {self.weight_decay}.")
+        self.images.check()
+        # A number that would be ignored is worse than an error.
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        foreign = MLP_OPTIONS if self.takes_images else ("images",)
+        for name in foreign:
+            if getattr(self, name) != default[name]:
+                place = "the MLP; image networks have theirs under --images" if self.takes_images else "image networks"
+                raise ArgumentError(
+                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
+                )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the network is an image network."""
+        return self.network not in NETWORKS
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What config.json holds of a run with the MLP; where the data lie does not make another run."""
+        fields = (f.name for f in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in ("images", "data_dir")}
+
+    @property
+    def image_job(self) -> image_runs.Job:
+        """What this configuration says about an image network, small with `smoke`."""
+        given: dict[str, Any] = {}
+        given.update((f.name, getattr(self, f.name)) for f in dataclasses.fields(image_runs.Job))
+        given.update(num_seeds=self.num_seeds or 1)
+        if self.smoke:
+            given.update(images=self.images.smaller, tsne_iterations=0)
+        return image_runs.Job(**given)
 
     @property
     def sized(self) -> "Config":
@@ -256,15 +320,25 @@ def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     return ledger.exit_code()
 
 
+def redraw(path: Path) -> int:
+    """Judge and draw a finished run again."""
+    folder = RunFolder.load(path, experiment=EXPERIMENT)
+    try:
+        history: Any = folder.read_history()
+        return (
+            image_runs.finish(folder, history)
+            if history.attrs.get("kind") == image_runs.KIND
+            else finish(folder, history)
+        )
+    except KeyError as error:
+        raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
+
+
 def run(config: Config) -> int:
     """Run the experiment, or with `plot_only` judge and draw a finished run again."""
     path = config.run_path(EXPERIMENT, f"{config.dataset}-{config.labels}-{config.network}")
     if config.plot_only:
-        folder = RunFolder.load(path, experiment=EXPERIMENT)
-        try:
-            return finish(folder, folder.read_history())  # pyright: ignore[reportArgumentType]
-        except KeyError as error:
-            raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
+        return redraw(path)
     from nctheory import vision
 
     if config.dataset not in vision.dataset_names():
@@ -272,12 +346,27 @@ def run(config: Config) -> int:
         raise ArgumentError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
     if config.smoke:
         compile_in_a_hurry()
+    if config.takes_images:
+        return image_runs.run(config.image_job, path, data_dir=config.data_dir, resume=config.resume)
+    return run_mlp(config, path)
+
+
+def run_mlp(config: Config, path: Path) -> int:
+    """Run the experiment with the MLP."""
+    from nctheory import vision
+
     sized = config.sized
-    data = vision.load_coarse(config.dataset, config.labels, num_coarse=config.num_coarse, seed=config.merge_seed)
+    data = vision.load_coarse(
+        config.dataset,
+        config.labels,
+        num_coarse=config.num_coarse,
+        seed=config.merge_seed,
+        data_dir=None if config.data_dir is None else str(config.data_dir),
+    )
     data = data.head(500, 200) if config.smoke else data
     # Built before the folder is: a bad number must not leave a folder behind.
     plans = plan_sweeps(sized, data)
-    with RunFolder.create(path, sized, experiment=EXPERIMENT, resume=config.resume) as folder:
+    with RunFolder.create(path, sized.stored, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
 
         sweeps = run_sweeps(sized, plans, folder.parts)

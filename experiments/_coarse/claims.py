@@ -81,14 +81,16 @@ def controls_table(history: "xr.Dataset") -> str:
             (f"{arm}: chance", history["clp_chance"].isel(last).values),
             (f"{arm}: ceiling, network's coarse accuracy", history["test_accuracy"].isel(last).values),
         ]
-    return "\n".join(f"{name:<51}{_shown(values)}" for name, values in rows)
+    return "\n".join(f"{name:<51}{shown(values)}" for name, values in rows)
 
 
-def _shown(values) -> str:
+def shown(values: Any, *, digits: int = 3) -> str:
+    """Mean of the finite values and, for two or more, its 95 % interval and their number; "not run" without any."""
     import numpy as np
 
     finite = np.atleast_1d(values)[np.isfinite(np.atleast_1d(values))]
     if finite.size < 2:
-        return f"{finite[0]:.3f}" if finite.size else "not run"
+        return f"{finite[0]:.{digits}f}" if finite.size else "not run"
     interval = mean_interval(finite)
-    return f"{interval.measured:.3f}  [{interval.low:.3f}, {interval.high:.3f}]  n = {finite.size}"
+    low, high = f"{interval.low:.{digits}f}", f"{interval.high:.{digits}f}"
+    return f"{interval.measured:.{digits}f}  [{low}, {high}]  n = {finite.size}"

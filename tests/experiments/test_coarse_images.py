@@ -42,9 +42,9 @@ def parts():
     """The experiment's own modules, which lie beside the script."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
-        names = {"claims": "images_claims", "options": "images_options", "scores": "images_scores"}
-        found = {name: importlib.import_module(f"_coarse.{module}") for name, module in names.items()}
-        yield SimpleNamespace(**found, script=load("experiments/coarse_labels.py"))
+        names = ("claims", "data", "options", "record", "scores")
+        found = {name: importlib.import_module(f"_coarse.images_{name}") for name in names}
+        yield SimpleNamespace(**found, script=importlib.import_module("coarse_labels"))
     finally:
         sys.path.remove(str(ROOT / "experiments"))
 
@@ -163,7 +163,7 @@ def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
         (("--network", "resnet-smal"), "Argument `name` must be one of"),
         (("--network", "resnet-small", "--learning-rate", "0.2"), "Argument `learning_rate` must be left alone"),
         (("--images.num-epochs", "3"), "Argument `images` must be left alone with network 'mlp'"),
-        (("--network", "resnet-small", "--num-seeds", "0"), "Argument `num_seeds` must be an integer >= 2"),
+        (("--network", "resnet-small", "--num-seeds", "0"), "Argument `num_seeds` must be an integer >= 1"),
         (("--network", "resnet-small", "--images.num-train", "9"), "at least two images of every class"),
         (("--network", "resnet-small", "--images.batch-size", "2000"), "must be at most the 1437 train images"),
         (("--network", "resnet-small", "--images.checkpoint-epochs", "0", "5"), "end with the last epoch 12"),
@@ -234,6 +234,35 @@ def test_diverged_seeds_leave_the_verdict_open(parts):
     assert rows["above-pixels"].verdict == "inconclusive"
     assert rows["above-pixels"].num_nonfinite == 1
     assert rows["fitted"].verdict == "supported"
+
+
+def test_a_run_whose_every_seed_diverged_is_recorded_and_drawn(parts):
+    from nctheory import vision
+    from nctheory.figures import coarse_images
+
+    mapping = vision.label_map("mod", num_fine=4, num_coarse=2)
+    labels = np.arange(8) % 4
+    data = SimpleNamespace(
+        label_map=mapping, class_names=("a", "b", "c", "d"), ordinary=(None, SimpleNamespace(labels=labels))
+    )
+    facts = dict.fromkeys(("copy", "num_train", "num_test", "num_coarse", "network", "augment", "hardware"), "-")
+    facts |= {"dataset": "cifar10", "labels": "mod"}
+    raw = {"raw_clp": 0.3, "raw_chance": 0.25, "raw_fine_probe": 0.4}
+    lost = {"coarse": [None, None], "ordinary": [None, None]}
+    history = parts.record.collect(data, [0, 1], (0, 1, 2), lost, raw, facts)
+    assert np.isnan(history["clp"]).all()
+    assert {row.verdict for row in parts.claims.judge(history).claims} == {"inconclusive"}
+    assert "not run" in parts.claims.table(history)
+    coarse_images.draw(history).savefig(os.devnull, format="png")
+
+
+def test_copy_is_named_by_its_description(parts, tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    for description, name in (("CIFAR-10, JPEG-compressed copy.", "JPEG copy"), ("60,000 images.", "as published")):
+        (folder / "dataset_info.json").write_text(json.dumps({"description": description}))
+        assert parts.data.data_copy("cifar10", tmp_path) == name
+    assert parts.data.data_copy("digits", None) == "scikit-learn's copy"
 
 
 def test_shuffled_classes_leave_half_of_what_two_perfect_clusters_give(parts):
