@@ -123,6 +123,7 @@ def test_plot_only_rewrites_the_same_ledger(smoke, tmp_path):
     assert (out / "figures" / "coarse_images.pdf").is_file()
 
 
+@pytest.mark.slow
 def test_run_killed_in_training_resumes_to_the_same_numbers(smoke, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(smoke[0], out)
