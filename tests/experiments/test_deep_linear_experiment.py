@@ -172,12 +172,18 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert ledger["bound"]["verdict"] == "supported"
 
 
-def test_plot_only_and_resume_give_the_same_ledger(smoke):
+def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
     assert _command(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_resume_gives_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
     for name in ("history.nc", "manifest.json", "claims.json"):
         (out / name).unlink()
     result = _command(SCRIPT, "--smoke", "--resume", "--out", out)
