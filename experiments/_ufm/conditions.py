@@ -103,7 +103,7 @@ class Scale:
     narrow_depths: tuple[int, ...] = (1, 3)
     bias_depths: tuple[int, ...] = (1, 3)
     ce_widths: tuple[int, ...] = (16, 5)
-    ce_depths: tuple[int, ...] = (2, 3, 6)
+    ce_depths: tuple[int, ...] = (2, 3, 6, 9)
     deep: tuple[tuple[int, int], ...] = ((4, 2), (4, 3), (4, 6), (4, 9), (3, 3), (6, 2))
     published_depths: tuple[int, ...] = (1, 3)
     graded_depths: tuple[int, ...] = (1, 3)
@@ -140,7 +140,6 @@ SMOKE = Scale(
 )
 PAPER = Scale(
     num_seeds=256,
-    ce_depths=(2, 3, 6, 9),
     narrow_depths=(1, 2, 3, 6, 9),
     bias_depths=(1, 2, 3, 6, 9),
     published_depths=(1, 2, 3, 6, 9),
