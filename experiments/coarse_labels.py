@@ -24,10 +24,11 @@ from _coarse.images_options import ImageOptions
 from _coarse.record import collect, score_names
 from _coarse.scoring import scorer
 from _coarse.store import cached
+from _report import print_verdict, redraw, store
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
 from nctheory._errors import ArgumentError
-from nctheory.runs import RunFolder, RunFolderError
+from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -303,42 +304,21 @@ def run_sweeps(config: Config, plans: dict[str, list[Any]], parts: Path) -> dict
 
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code."""
-    from nctheory import plotting
     from nctheory.figures import coarse_labels as coarse_figure
 
+    if history.attrs.get("kind") == image_runs.KIND:
+        return image_runs.finish(folder, history)
     ledger = judge(history)
-    ledger.write(folder.path / "claims.json")
-    plotting.save_figure(coarse_figure.draw(history), folder.figures / "coarse_labels")
-    print(f"\n{history.attrs['title']}: test accuracy on the original classes\n{controls_table(history)}\n")
-    print(ledger.table())
-    failures = ledger.failures()
-    if failures and history.attrs["smoke"]:
-        print("A smoke run is too small to judge: its verdicts do not count.")
-        return 0
-    print("\n".join(["", *failures]) if failures else "\nEvery claim is supported and every control is refuted.")
-    print(f"Run folder: {folder.path}")
-    return ledger.exit_code()
-
-
-def redraw(path: Path) -> int:
-    """Judge and draw a finished run again."""
-    folder = RunFolder.load(path, experiment=EXPERIMENT)
-    try:
-        history: Any = folder.read_history()
-        return (
-            image_runs.finish(folder, history)
-            if history.attrs.get("kind") == image_runs.KIND
-            else finish(folder, history)
-        )
-    except KeyError as error:
-        raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
+    store(folder, ledger, {"coarse_labels": coarse_figure.draw(history)})
+    heading = f"{history.attrs['title']}: test accuracy on the original classes\n{controls_table(history)}"
+    return print_verdict(folder, ledger, heading, smoke=bool(history.attrs["smoke"]))
 
 
 def run(config: Config) -> int:
     """Run the experiment, or with `plot_only` judge and draw a finished run again."""
     path = config.run_path(EXPERIMENT, f"{config.dataset}-{config.labels}-{config.network}")
     if config.plot_only:
-        return redraw(path)
+        return redraw(path, EXPERIMENT, finish)
     from nctheory import vision
 
     if config.dataset not in vision.dataset_names():

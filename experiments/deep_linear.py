@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _report import print_verdict, redraw, store
+
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
 from nctheory._errors import ArgumentError
-from nctheory.runs import RunFolder, RunFolderError
+from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -177,32 +179,19 @@ def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code."""
     from _deep_linear.claims import judge, summary
 
-    from nctheory import plotting
     from nctheory.figures import deep_linear as figure
 
     ledger = judge(history)
-    ledger.write(folder.path / "claims.json")
-    plotting.save_figure(figure.draw(history), folder.figures / "deep_linear")
-    print(f"\n{history.attrs['title']}: last step, range over seeds\n{summary(history)}\n")
-    print(ledger.table())
-    failures = ledger.failures()
-    if failures and history.attrs["smoke"]:
-        print("A smoke run is too small to judge: its verdicts do not count.")
-        return 0
-    print("\n".join(["", *failures]) if failures else "\nEvery claim is supported and every control is refuted.")
-    print(f"Run folder: {folder.path}")
-    return ledger.exit_code()
+    store(folder, ledger, {"deep_linear": figure.draw(history)})
+    heading = f"{history.attrs['title']}: last step, range over seeds\n{summary(history)}"
+    return print_verdict(folder, ledger, heading, smoke=bool(history.attrs["smoke"]))
 
 
 def run(config: Config) -> int:
     """Run the experiment, or with `plot_only` judge and draw a finished run again."""
     path = config.run_path(EXPERIMENT, config.dataset)
     if config.plot_only:
-        folder = RunFolder.load(path, experiment=EXPERIMENT)
-        try:
-            return finish(folder, folder.read_history())  # pyright: ignore[reportArgumentType]
-        except KeyError as error:
-            raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
+        return redraw(path, EXPERIMENT, finish)
     if config.smoke:
         compile_in_a_hurry()
     from nctheory import vision

@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nctheory._cli import RunOptions, compile_in_a_hurry, run_main
-from nctheory._errors import ArgumentError
-from nctheory.runs import RunFolder, RunFolderError
+from _preset import PresetOptions, run_preset, store_measured
+from _report import print_records, store
+
+from nctheory._cli import run_main
+from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,24 +26,11 @@ EXPERIMENT = "synthetic"
 
 
 @dataclass(frozen=True)
-class Config(RunOptions):
+class Config(PresetOptions):
     """Verify the laws of fine structure on synthetic data."""
 
     paper: bool = False
     """Run the large version, for an accelerator: 1,024 seeds, width 8,192, fine phase diagram."""
-    quiet: bool = False
-    """Show no progress bars."""
-
-    def __post_init__(self):
-        """Check the options."""
-        super().__post_init__()
-        if self.smoke and self.paper:
-            raise ArgumentError("Argument `paper` must be off when `smoke` is on, but both are on.")
-
-    @property
-    def preset(self) -> str:
-        """Name of the sizes that the run uses."""
-        return "smoke" if self.smoke else "paper" if self.paper else "default"
 
     @property
     def seeds(self) -> list[int]:
@@ -65,14 +54,8 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
             law.prepare(runs)
         with jax.default_matmul_precision("highest"):
             tree = xr.DataTree.from_dict({name: law.measure(runs) for name, law in laws.items()})
-    folder.write_history(tree)
-    folder.write_manifest(
-        device=f"{jax.devices()[0].device_kind} x {jax.device_count()}",
-        dtype="float32; float64 for L0, L1 and L3",
-        compile_seconds=runs.compile_seconds,
-        run_seconds=runs.run_seconds,
-        wall_seconds=time.perf_counter() - began,
-        sweeps=runs.log,
+    store_measured(
+        folder, tree, runs, dtype="float32; float64 for L0, L1 and L3", wall_seconds=time.perf_counter() - began
     )
     return tree
 
@@ -88,36 +71,16 @@ def judge(tree: "xr.DataTree") -> "Ledger":
 
 def report(folder: RunFolder, tree: "xr.DataTree") -> int:
     """Judge, write the claims, draw the figure, print the table; return the exit code."""
-    from nctheory import plotting
     from nctheory.figures import synthetic_laws
 
     ledger = judge(tree)
-    ledger.write(folder.path / "claims.json")
-    plotting.save_figure(synthetic_laws.draw(tree), folder.figures / "synthetic_laws")
-    print(ledger.table())
-    failures = ledger.failures()
-    print(f"{len(ledger.claims)} records, {len(failures)} not as they should be; run folder {folder.path}")
-    for failure in failures:
-        print(f"  {failure}")
-    return ledger.exit_code()
+    store(folder, ledger, {"synthetic_laws": synthetic_laws.draw(tree)})
+    return print_records(folder, ledger)
 
 
 def run(config: Config) -> int:
     """Run, resume or redraw the experiment; return its exit code."""
-    path = config.run_path(EXPERIMENT, config.preset)
-    if config.smoke:
-        compile_in_a_hurry()
-    if config.plot_only:
-        folder = RunFolder.load(path, experiment=EXPERIMENT)
-        try:
-            code = report(folder, folder.read_tree())
-        except KeyError as error:
-            raise RunFolderError(f"{path / 'history.nc'} is not of this experiment: it lacks {error}.") from error
-        return 0 if folder.config["smoke"] else code
-    with RunFolder.create(path, config, experiment=EXPERIMENT, resume=config.resume) as folder:
-        code = report(folder, measure(config, folder))
-    # A smoke run is too small for the claims; it only shows that everything works.
-    return 0 if config.smoke else code
+    return run_preset(config, EXPERIMENT, measure, report, hurry=config.smoke)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _report import print_verdict, store
+
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -201,23 +203,13 @@ def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     One seed decides nothing, so that it fails nothing either.
     """
     from _coarse.images_claims import judge, table
-    from nctheory import plotting
     from nctheory.figures import coarse_images as figure
 
     ledger = judge(history)
-    ledger.write(folder.path / "claims.json")
-    plotting.save_figure(figure.draw(history), folder.figures / "coarse_images")
-    print(f"\nTest accuracy on the original classes, where nothing else is said:\n{table(history)}\n")
-    print(ledger.table())
-    print(f"Run folder: {folder.path}")
-    if history.attrs["smoke"]:
-        print("A smoke run is too small to judge: its verdicts do not count.")
-        return 0
-    if history.sizes["seed"] == 1:
-        return 0
-    failures = ledger.failures()
-    print("\n".join(failures) if failures else "Every claim is supported and every control is refuted.")
-    return ledger.exit_code()
+    store(folder, ledger, {"coarse_images": figure.draw(history)})
+    heading = f"Test accuracy on the original classes, where nothing else is said:\n{table(history)}"
+    code = print_verdict(folder, ledger, heading, smoke=bool(history.attrs["smoke"]))
+    return 0 if history.sizes["seed"] == 1 else code
 
 
 def run(job: Job, path: Path, *, data_dir: Path | None, resume: bool) -> int:

@@ -46,9 +46,7 @@ class HeadConfig:
     @property
     def record_steps(self) -> Int[np.ndarray, " T"]:
         """Steps that are measured: 0, then log-spaced up to `num_steps`, without repetitions."""
-        # Backwards from the last step, so that two records are the first and the last.
-        spaced = np.geomspace(self.num_steps, 1, self.num_records - 1)
-        return np.unique(np.concatenate([[0], np.rint(spaced).astype(np.int64)]))
+        return simulator.record_steps(self.num_steps, self.num_records)
 
 
 @jax.tree_util.register_dataclass

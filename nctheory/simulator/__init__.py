@@ -32,6 +32,7 @@ from nctheory.simulator.models import TwoLayer as TwoLayer
 from nctheory.simulator.models import TwoLayerSpec as TwoLayerSpec
 from nctheory.simulator.models import UnconstrainedFeatures as UnconstrainedFeatures
 from nctheory.simulator.models import UnconstrainedFeaturesSpec as UnconstrainedFeaturesSpec
+from nctheory.simulator.records import record_steps as record_steps
 from nctheory.simulator.solver import UfmMinimum as UfmMinimum
 from nctheory.simulator.solver import minimize as minimize
 from nctheory.simulator.solver import minimize_from as minimize_from

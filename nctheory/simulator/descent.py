@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
+from nctheory.simulator import records
 from nctheory.simulator.free_features import UfmParams, UfmProblem
 from nctheory.simulator.layer_geometry import FrameTargets, LayerGeometry, layer_geometry
 from nctheory.simulator.solver import gradient_norm
@@ -56,8 +57,7 @@ class DescentConfig:
     @property
     def record_steps(self) -> Int[np.ndarray, " T"]:
         """Steps that are measured: 0, then log-spaced up to `num_steps`, without repetitions."""
-        spaced = np.geomspace(self.num_steps, 1, self.num_records - 1)
-        return np.unique(np.concatenate([[0], np.rint(spaced).astype(np.int64)]))
+        return records.record_steps(self.num_steps, self.num_records)
 
 
 @jax.tree_util.register_dataclass

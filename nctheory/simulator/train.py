@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from nctheory import _checks, metrics, objectives
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
+from nctheory.simulator import records
 from nctheory.simulator.data import DataSource
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model, ModelSpec, UnconstrainedFeaturesSpec
@@ -99,9 +100,7 @@ class TrainConfig:
     @property
     def record_steps(self) -> Int[np.ndarray, " T"]:
         """Steps that are measured: 0, then log-spaced up to `num_steps`, without repetitions."""
-        # Backwards from the last step, so that two records are the first and the last.
-        spaced = np.geomspace(self.num_steps, 1, self.num_records - 1)
-        return np.unique(np.concatenate([[0], np.rint(spaced).astype(np.int64)]))
+        return records.record_steps(self.num_steps, self.num_records)
 
 
 @jax.tree_util.register_dataclass
