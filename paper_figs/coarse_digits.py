@@ -6,14 +6,14 @@ Writes coarse_digits.pdf, coarse_digits.png and, with the numbers behind every p
 coarse_digits.csv: columns panel, arm, step, x, y, value, low, high (dimensionless; empty where not used).
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _tables import text_of, write
+
 from nctheory._cli import run_main
-from nctheory.runs import RunFolder, atomic_write
+from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,11 +53,7 @@ def table(history: "xr.Dataset") -> str:
             rows.append({"panel": "cluster_and_probe", "arm": arm, "step": int(step), **numbers})
     levels = coarse_figure.reference_levels(history)
     rows += [{"panel": f"reference: {name}", "value": f"{level:.6g}"} for name, level in levels.items()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return text_of(COLUMNS, rows)
 
 
 def run(config: Config) -> int:
@@ -72,8 +68,7 @@ def run(config: Config) -> int:
     assert isinstance(history, xr.Dataset)
     out = folder.figures if config.out is None else config.out
     written = plotting.save_figure(coarse_figure.draw(history), out / "coarse_digits")
-    text = table(history)
-    atomic_write(out / "coarse_digits.csv", lambda temporary: temporary.write_text(text))
+    write(out / "coarse_digits.csv", table(history))
     print(f"Wrote {written[0]}, {written[1].name} and coarse_digits.csv.")
     return 0
 

@@ -6,14 +6,14 @@ Writes coarse_images.pdf, coarse_images.png and, with the numbers behind every p
 coarse_images.csv: columns panel, epoch, x, y, value, low, high (dimensionless; empty where not used).
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _tables import text_of, write
+
 from nctheory._cli import run_main
-from nctheory.runs import RunFolder, RunFolderError, atomic_write
+from nctheory.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,11 +53,7 @@ def table(history: "xr.Dataset") -> str:
             rows.append({"panel": name, "epoch": epoch, **numbers})
     levels = figure.reference_levels(history)
     rows += [{"panel": f"reference: {name}", "value": f"{level:.6g}"} for name, level in levels.items()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return text_of(COLUMNS, rows)
 
 
 def run(config: Config) -> int:
@@ -71,8 +67,7 @@ def run(config: Config) -> int:
         raise RunFolderError(f"{config.run} is not of an image network; paper_figs/coarse_digits.py draws the MLP's.")
     out = folder.figures if config.out is None else config.out
     written = plotting.save_figure(figure.draw(history), out / "coarse_images")
-    text = table(history)
-    atomic_write(out / "coarse_images.csv", lambda temporary: temporary.write_text(text))
+    write(out / "coarse_images.csv", table(history))
     print(f"Wrote {written[0]}, {written[1].name} and coarse_images.csv.")
     return 0
 

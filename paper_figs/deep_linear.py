@@ -7,14 +7,14 @@ condition, layer, x (step, or images of the class), median, low, high (range ove
 but x, empty where not used.
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _tables import text_of, write
+
 from nctheory._cli import run_main
-from nctheory.runs import RunFolder, atomic_write
+from nctheory.runs import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,11 +70,7 @@ def _rows(history: "xr.Dataset") -> "Iterator[dict[str, Any]]":
 
 def table(history: "xr.Dataset") -> str:
     """The numbers behind the figure as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_rows(history))
-    return text.getvalue()
+    return text_of(COLUMNS, _rows(history))
 
 
 def run(config: Config) -> int:
@@ -89,8 +85,7 @@ def run(config: Config) -> int:
     assert isinstance(history, xr.Dataset)
     out = folder.figures if config.out is None else config.out
     written = plotting.save_figure(figure.draw(history), out / "deep_linear")
-    text = table(history)
-    atomic_write(out / "deep_linear.csv", lambda temporary: temporary.write_text(text))
+    write(out / "deep_linear.csv", table(history))
     print(f"Wrote {written[0]}, {written[1].name} and deep_linear.csv.")
     return 0
 

@@ -14,7 +14,7 @@ _NOT_MIRRORED = ("digits", "mnist", "svhn_cropped")
 class ImageOptions:
     """Training of an image network: SGD with Nesterov momentum on cross-entropy."""
 
-    num_epochs: int = 12
+    num_epochs: int = 20
     """Passes over the train images."""
     batch_size: int = 128
     """Images a step."""
