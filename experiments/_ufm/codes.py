@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from _bench import Bench, dimensionless
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
 from _ufm.ranges import only, over_seeds, over_starts
 from nctheory.claims import AtMost, Claim, ClaimSpec, Within
 from nctheory.simulator.free_features import UfmParams, UfmProblem
@@ -115,15 +116,9 @@ def problem_of(num_classes: int, dim: int, temperature: float) -> LogProblem:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Trained:
-    """Where one start ended, and the geometry there."""
+class Trained(Outcome):
+    """Where one start ended, and the geometry there; `finite` refers to the margin too."""
 
-    log_loss: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    converged: Bool[Array, ""]
-    status: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    finite: Bool[Array, ""]
     margin: Float[Array, ""]
     margin_lower_bound: Float[Array, ""]
     start_margin: Float[Array, ""]
@@ -131,6 +126,11 @@ class Trained:
     gnc1_shifted: Float[Array, ""]
     gnc3: Float[Array, ""]
     gnc3_shifted: Float[Array, ""]
+
+    @property
+    def log_loss(self) -> Float[Array, ""]:
+        """The objective, which is the logarithm of the cross-entropy."""
+        return self.loss
 
 
 def train(problem: LogProblem, key: Key[Array, ""]) -> Trained:
@@ -141,7 +141,7 @@ def train(problem: LogProblem, key: Key[Array, ""]) -> Trained:
         key: PRNG key of the start.
 
     Returns:
-        The measurements; `finite` refers to loss, gradient and margin.
+        The measurements.
     """
     found = solve(problem, key, tolerance=TOLERANCE, max_evaluations=MAX_EVALUATIONS, keep_params=True)
     assert found.params is not None
@@ -149,12 +149,7 @@ def train(problem: LogProblem, key: Key[Array, ""]) -> Trained:
     distance = one_vs_rest_distance(weights)
     means, spread = _spread(features)
     return Trained(
-        log_loss=found.loss,
-        gradient_norm=found.gradient_norm,
-        converged=found.converged,
-        status=found.status,
-        evaluations=found.evaluations,
-        finite=found.finite & jnp.isfinite(distance.margin),
+        **outcome(found, finite=found.finite & jnp.isfinite(distance.margin)),
         margin=distance.margin,
         margin_lower_bound=distance.margin_lower_bound,
         start_margin=one_vs_rest_distance(_unit(problem.init(key).weights[0])).margin,
@@ -193,8 +188,7 @@ SEED_VARIABLES = {
     "gradient_norm": "norm of its gradient",
     "converged": f"whether that is at most {TOLERANCE:g}",
     "finite": "whether loss, gradient and margin are finite",
-    "status": "how L-BFGS ended, an index into solver.STATUS",
-    "evaluations": "evaluations of loss and gradient by L-BFGS",
+    **EFFORT_WORDS,
     "margin": "one-vs-rest margin of the unit weights",
     "margin_lower_bound": "certified lower bound of it",
     "start_margin": "margin of the random unit vectors that the start began with",

@@ -7,23 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _bench import dimensionless
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
 from nctheory.simulator.free_features import UfmParams, UfmProblem
 from nctheory.simulator.solver import minimize_from
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Minimum:
-    """Where one start of a one-layer problem at class level ended; `finite` refers to loss and gradient."""
+class Minimum(Outcome):
+    """Where one start of a one-layer problem at class level ended."""
 
-    loss: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    converged: Bool[Array, ""]
-    status: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    finite: Bool[Array, ""]
     weight_gram: Float[Array, "K K"]
     feature_gram: Float[Array, "K K"]
     logits: Float[Array, "K K"]
@@ -33,8 +28,7 @@ WORDS = {
     "loss": "objective where the start ended, its decay included",
     "gradient_norm": "norm of its gradient, every class feature repeated for its samples; of the part that may move",
     "converged": "whether that is at most the tolerance",
-    "status": "how L-BFGS ended, an index into solver.STATUS",
-    "evaluations": "evaluations of loss and gradient by L-BFGS",
+    **EFFORT_WORDS,
     "finite": "whether loss and gradient are finite",
     "weight_gram": "W W^T",
     "feature_gram": "inner products of the class features",
@@ -61,12 +55,7 @@ def minimum_from(problem: UfmProblem, start: UfmParams, *, tolerance: float, max
     features, weight = problem.layer_features(found.params)[0], problem.product(found.params)
     norm = sample_gradient_norm(problem, found.params)
     return Minimum(
-        loss=found.loss,
-        gradient_norm=norm,
-        converged=norm <= tolerance,
-        status=found.status,
-        evaluations=found.evaluations,
-        finite=found.finite,
+        **outcome(found, gradient_norm=norm, converged=norm <= tolerance),
         weight_gram=weight @ weight.T,
         feature_gram=features @ features.T,
         logits=weight @ features.T,

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from _bench import Bench, dimensionless
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from _ufm.conditions import Condition, conditions, padded
 from _ufm.grams import sample_gradient_norm
+from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
 from _ufm.predictions import predict, targets
 from _ufm.sizes import SizedProblem
 from nctheory.simulator.layer_geometry import FrameTargets, LayerGeometry, layer_geometry
@@ -39,15 +40,9 @@ class SolveConfig:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Solved:
-    """Where one start ended, and the geometry there; `finite` refers to loss and gradient."""
+class Solved(Outcome):
+    """Where one start ended, and the geometry there."""
 
-    loss: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    converged: Bool[Array, ""]
-    status: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    finite: Bool[Array, ""]
     num_dead: Int[Array, ""]
     class_weight_squares: Float[Array, " K"]
     class_feature_squares: Float[Array, " K"]
@@ -80,12 +75,7 @@ def solve_and_measure(config: SolveConfig, key: Key[Array, ""]) -> Solved:
     pair = products[0][-2:]
     norms = jnp.sqrt(jnp.sum(pair**2, axis=1))
     return Solved(
-        loss=found.loss,
-        gradient_norm=gradient_norm,
-        converged=gradient_norm <= TOLERANCE,
-        status=found.status,
-        evaluations=found.evaluations,
-        finite=found.finite,
+        **outcome(found, gradient_norm=gradient_norm, converged=gradient_norm <= TOLERANCE),
         num_dead=jnp.sum(lengths <= DEAD_LENGTH**2 * jnp.maximum(jnp.max(lengths), DEAD_LENGTH), dtype=jnp.int32),
         class_weight_squares=jnp.sum(products[0] ** 2, axis=1),
         class_feature_squares=lengths,
@@ -145,8 +135,7 @@ SEED_VARIABLES = {
     "gradient_norm": "norm of its gradient",
     "converged": "whether that is at most 1e-10",
     "finite": "whether loss and gradient are finite",
-    "status": "how L-BFGS ended, an index into solver.STATUS",
-    "evaluations": "evaluations of loss and gradient by L-BFGS",
+    **EFFORT_WORDS,
     "num_dead": f"classes whose feature is shorter than {DEAD_LENGTH:g} times the longest",
     "weight_gram_distance": "|A A^T - predicted|/|predicted|, Frobenius",
     "feature_gram_distance": "|Gram matrix of the class features - predicted|/|predicted|, Frobenius",

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from _bench import Bench, dimensionless
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
 from _ufm.ranges import num_lost, only, over_conditions, over_seeds
 from _ufm.relu_problems import AROUND, EXPLICIT_NOISE, RANDOM_START, Condition, conditions, predict, scale_of, width_of
 from nctheory.claims import AtMost, Claim, ClaimSpec, Covers, Interval
@@ -77,17 +78,11 @@ class StartConfig:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Improved:
-    """Losses at the explicit point, with and without ReLU, and where its noisy copy ended."""
+class Improved(Outcome):
+    """Where the noisy copy of an explicit point ended, and losses at the point itself, with and without ReLU."""
 
     explicit_loss: Float[Array, ""]
     explicit_linear_loss: Float[Array, ""]
-    loss: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    converged: Bool[Array, ""]
-    status: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    finite: Bool[Array, ""]
 
 
 def improve(config: StartConfig, key: Key[Array, ""]) -> Improved:
@@ -98,7 +93,7 @@ def improve(config: StartConfig, key: Key[Array, ""]) -> Improved:
         key: PRNG key of the noise.
 
     Returns:
-        The losses; `finite` refers to loss and gradient at the end.
+        The losses.
     """
     problem, leaves = config.problem, jax.tree.leaves(config.point)
     noise = jnp.asarray(config.noise, dtype=float)
@@ -107,14 +102,9 @@ def improve(config: StartConfig, key: Key[Array, ""]) -> Improved:
     limit = MAX_EVALUATIONS if problem.num_classes > 4 else MAX_EVALUATIONS_FEW
     found = minimize_from(problem, start, tolerance=TOLERANCE, max_evaluations=limit)
     return Improved(
+        **outcome(found),
         explicit_loss=problem.objective(config.point),
         explicit_linear_loss=replace(problem, activation="identity").objective(config.point),
-        loss=found.loss,
-        gradient_norm=found.gradient_norm,
-        converged=found.converged,
-        status=found.status,
-        evaluations=found.evaluations,
-        finite=found.finite,
     )
 
 
@@ -149,8 +139,7 @@ SEED_VARIABLES = {
     "gradient_norm": "norm of its gradient; at a kink of ReLU that of one side",
     "converged": "whether that is at most 1e-10",
     "finite": "whether loss and gradient are finite",
-    "status": "how L-BFGS ended, an index into solver.STATUS",
-    "evaluations": "evaluations of loss and gradient by L-BFGS",
+    **EFFORT_WORDS,
     "explicit_loss": "the simulator's loss at the explicit point, without noise (zero for random starts)",
     "explicit_linear_loss": "the same with the ReLU left out",
 }
