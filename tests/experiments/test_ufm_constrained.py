@@ -85,7 +85,7 @@ def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, 
 
 @pytest.mark.slow
 def test_what_is_stored_has_dimensions_units_and_definitions(measured):
-    assert dict(measured.sizes) == {"condition": 29, "seed": 4, "class": 4, "other_class": 4}
+    assert dict(measured.sizes) == {"condition": 33, "seed": 4, "class": 4, "other_class": 4}
     assert measured.loss.dtype == np.float64
     for variable in measured.data_vars.values():
         assert variable.attrs["units"] in ("dimensionless", "samples"), variable.name
