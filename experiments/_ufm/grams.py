@@ -90,7 +90,9 @@ def matrices(values: Any, words: str) -> tuple:
     return ("condition", "class", "other_class"), np.stack([np.asarray(each) for each in values]), dimensionless(words)
 
 
-def distance(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Frobenius distance over the norm of the prediction, on the last two axes."""
-    difference = np.linalg.norm(measured - predicted, axis=(-2, -1))
-    return difference / np.linalg.norm(predicted, axis=(-2, -1))
+def distance(measured: Any, predicted: Any) -> Any:
+    """Frobenius distance over the norm of the prediction, on the last two axes; of JAX arrays inside a sweep, too."""
+    library = jnp if isinstance(measured, jax.Array) else np
+    predicted = library.asarray(predicted).astype(measured.dtype)
+    difference = library.linalg.norm(measured - predicted, axis=(-2, -1))
+    return difference / library.linalg.norm(predicted, axis=(-2, -1))

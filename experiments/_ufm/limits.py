@@ -104,17 +104,12 @@ def descend_to_limit(config: LimitConfig, key: Key[Array, ""]) -> Ending:
     return Ending(
         loss=history.objective[-1],
         finite=history.finite,
-        weight_distance=_distance(weight_gram, config.weight_gram),
-        feature_distance=_distance(feature_gram, config.feature_gram),
+        weight_distance=distance(weight_gram, config.weight_gram),
+        feature_distance=distance(feature_gram, config.feature_gram),
         bias_distance=jnp.max(jnp.abs(bias - jnp.asarray(config.bias).astype(bias.dtype))),
-        orthogonal_distance=_distance(weight_gram, eye * jnp.diagonal(jnp.asarray(config.weight_gram))[:, None]),
+        orthogonal_distance=distance(weight_gram, eye * jnp.diagonal(jnp.asarray(config.weight_gram))[:, None]),
         within_class=jnp.sqrt(jnp.sum((samples - means[:, None]) ** 2) / jnp.sum(samples**2)),
     )
-
-
-def _distance(measured: jax.Array, predicted: Any) -> jax.Array:
-    predicted = jnp.asarray(predicted).astype(measured.dtype)
-    return jnp.sqrt(jnp.sum((measured - predicted) ** 2) / jnp.sum(predicted**2))
 
 
 def shapes(bench: Bench) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ from _bench import Bench, dimensionless
 from jaxtyping import Array, Float, Int, Key
 
 from _ufm.conditions import Condition, conditions, padded
-from _ufm.grams import sample_gradient_norm
+from _ufm.grams import distance, sample_gradient_norm
 from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
 from _ufm.predictions import predict, targets
 from _ufm.sizes import SizedProblem
@@ -83,19 +83,14 @@ def solve_and_measure(config: SolveConfig, key: Key[Array, ""]) -> Solved:
         # Modes of equal classes may be any rotation of the classes; singular values tell them apart.
         fitted_fractions=jnp.linalg.svd(jnp.sqrt(problem.sizes)[None, :] * logits, compute_uv=False)
         / jnp.sqrt(jnp.sort(problem.sizes)[::-1]),
-        weight_gram_distance=_relative_distance(products[0] @ products[0].T, config.weight_gram),
-        feature_gram_distance=_relative_distance(features[0] @ features[0].T, config.feature_gram),
+        weight_gram_distance=distance(products[0] @ products[0].T, config.weight_gram),
+        feature_gram_distance=distance(features[0] @ features[0].T, config.feature_gram),
         last_pair_cosine=jnp.sum(pair[0] * pair[1]) / (norms[0] * norms[1]),
         last_pair_distance=jnp.sqrt(jnp.sum((pair[0] - pair[1]) ** 2)) / jnp.sqrt(jnp.max(lengths)),
         layers=layer_geometry(
             features, products, problem.labels, num_classes=problem.num_classes, targets=config.targets
         ),
     )
-
-
-def _relative_distance(measured: jax.Array, predicted: Any) -> jax.Array:
-    predicted = jnp.asarray(predicted).astype(measured.dtype)
-    return jnp.sqrt(jnp.sum((measured - predicted) ** 2) / jnp.sum(predicted**2))
 
 
 def prepare(bench: Bench) -> None:
