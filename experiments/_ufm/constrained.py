@@ -17,7 +17,7 @@ from _bench import Bench, dimensionless
 from jaxtyping import Array, Float, Key
 
 from _ufm.grams import Minimum, distance, matrices, minimum_from, stored
-from _ufm.ranges import in_units, only, over_conditions
+from _ufm.ranges import bracket, in_units, only, over_conditions
 from _ufm.sizes import SizedProblem
 from nctheory.claims import AtMost, Claim, ClaimSpec, Covers, Interval, range_interval
 from nctheory.simulator.free_features import UfmParams
@@ -287,7 +287,7 @@ def minority_distance(data: xr.Dataset) -> np.ndarray:
     return np.max(found, axis=0)
 
 
-def bracket(data: xr.Dataset) -> Interval:
+def merging_ratio(data: xr.Dataset) -> Interval:
     """Largest ratio at which a seed keeps its minority apart, and smallest at which one merges it.
 
     Only converged starts can tell; a seed in which any did not is lost. NaN if merging does not depend on the ratio
@@ -297,13 +297,10 @@ def bracket(data: xr.Dataset) -> Interval:
     is_sound = (data.converged.values == 1) & (data.finite.values == 1)
     merged = minority_distance(data) < MERGED
     sound_seeds = is_sound.all(axis=0)
-    lost, seeds = int((~sound_seeds).sum()), data.sizes["seed"]
     apart = ratios[(~merged[:, sound_seeds]).any(axis=1)]
     joined = ratios[merged[:, sound_seeds].any(axis=1)]
     method = "bracket by neighbouring ratios, every seed"
-    if not apart.size or not joined.size or apart.max() > joined.min():
-        return Interval(np.nan, np.nan, np.nan, seeds, lost, method)
-    return Interval((apart.max() + joined.min()) / 2, apart.max(), joined.min(), seeds, lost, method)
+    return bracket(apart, joined, data, method, lost=int((~sound_seeds).sum()))
 
 
 def _peeled(data: xr.Dataset) -> list[Claim]:
@@ -311,13 +308,13 @@ def _peeled(data: xr.Dataset) -> list[Claim]:
     groups = [data.isel(condition=np.flatnonzero(data.predicted_ratio == r)) for r in np.unique(data.predicted_ratio)]
     found = []
     for group in groups:
-        first = group.isel(condition=0)
+        first, found_at = group.isel(condition=0), merging_ratio(group)
         right, wrong = float(first.predicted_ratio), float(first.wrong_ratio)
         spec = peeled_spec(*(float(first[name]) ** 2 for name in RADII), ratio=right)
         words = f"the same bracket in units of {wrong:.4g}, the ratio predicted for the other bounds"
         found += [
-            spec.judge(in_units(bracket(group), right)),
-            spec.control("other-bounds", words, in_units(bracket(group), wrong)),
+            spec.judge(in_units(found_at, right)),
+            spec.control("other-bounds", words, in_units(found_at, wrong)),
         ]
     return found
 

@@ -5,8 +5,8 @@ import xarray as xr
 
 from _ufm.conditions import CRITICAL_RATIO, WRONG_RATIO
 from _ufm.minima import is_at_minimum, is_caught
-from _ufm.ranges import in_units, num_lost, only, over_conditions
-from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers, Interval
+from _ufm.ranges import bracket, in_units, only, over_conditions
+from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Covers
 
 DERIVED = "derived here (theory.mse_ufm); setting of Dang et al. (2023)"
 CE = "Zhu et al. (2021), balanced classes; values derived here (theory.ce_ufm)"
@@ -283,22 +283,13 @@ def ratios(part: xr.Dataset) -> np.ndarray:
     return sizes[:, 0] / sizes[:, 3]
 
 
-def bracket(part: xr.Dataset) -> Interval:
-    """Largest ratio without collapse and smallest ratio with it."""
-    at, collapsed = ratios(part), collapsed_minority(part)
-    alive, dead = at[~collapsed], at[collapsed]
-    lost, seeds = num_lost(part), part.sizes["seed"]
-    method = "bracket by the best starts of neighbouring ratios"
-    if not alive.size or not dead.size or alive.max() > dead.min():
-        return Interval(np.nan, np.nan, np.nan, seeds, lost, method)
-    return Interval((alive.max() + dead.min()) / 2, alive.max(), dead.min(), seeds, lost, method)
-
-
 def _threshold(data: xr.Dataset, loss: str, depth: int) -> list[Claim]:
     part = pick(data, kind="minority", loss=loss, depth=depth)
     if not part.sizes["condition"]:
         return []
-    spec, found = minority_spec(loss, depth), bracket(part)
+    at, collapsed = ratios(part), collapsed_minority(part)
+    method = "bracket by the best starts of neighbouring ratios"
+    spec, found = minority_spec(loss, depth), bracket(at[~collapsed], at[collapsed], part, method)
     name, words, wrong = WRONG_RATIO[loss, depth]
     return [
         spec.judge(in_units(found, CRITICAL_RATIO[loss, depth])),

@@ -1,6 +1,7 @@
 """Ranges of measurements over conditions and seeds, with the seeds that failed counted."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -43,6 +44,26 @@ def over_seeds(values: xr.DataArray, data: xr.Dataset, which: str = "max") -> In
     values = values.where(data.finite == 1)
     worst = getattr(values, which)("condition", skipna=False).values
     return range_interval(worst, which=which)
+
+
+def bracket(before: Any, beyond: Any, data: xr.Dataset, method: str, *, lost: int | None = None) -> Interval:
+    """Threshold between the largest level seen before it and the smallest seen beyond it.
+
+    Args:
+        before: levels on the lower side.
+        beyond: levels on the upper side.
+        data: the measurements, for their seeds.
+        method: how the sides were told apart.
+        lost: seeds that could not tell; by default those that became non-finite.
+
+    Returns:
+        The two levels and their middle; NaN, which leaves a claim open, if a side is empty or the sides overlap.
+    """
+    measured = low = high = np.nan
+    if len(before) and len(beyond) and max(before) <= min(beyond):
+        low, high = max(before), min(beyond)
+        measured = (low + high) / 2
+    return Interval(measured, low, high, data.sizes["seed"], num_lost(data) if lost is None else lost, method)
 
 
 def in_units(interval: Interval, unit: float) -> Interval:

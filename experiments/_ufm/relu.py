@@ -16,7 +16,7 @@ from _bench import Bench, dimensionless
 from jaxtyping import Array, Float, Key
 
 from _ufm.outcome import EFFORT_WORDS, Outcome, outcome
-from _ufm.ranges import num_lost, only, over_conditions, over_seeds
+from _ufm.ranges import bracket, only, over_conditions, over_seeds
 from _ufm.relu_problems import AROUND, EXPLICIT_NOISE, RANDOM_START, Condition, conditions, predict, scale_of, width_of
 from nctheory.claims import AtMost, Claim, ClaimSpec, Covers, Interval
 from nctheory.simulator.free_features import UfmParams, UfmProblem
@@ -222,12 +222,12 @@ def _two_classes(data: xr.Dataset, two: xr.Dataset) -> list[Claim]:
 def _threshold(two: xr.Dataset) -> list[Claim]:
     spec, wrong = CLAIMS["threshold"], "the formula without the samples of a class"
     return [
-        spec.judge(_bracket(two, "predicted_level")),
-        spec.control("no-samples", wrong, _bracket(two, "predicted_sampleless_level")),
+        spec.judge(_vanishing_level(two, "predicted_level")),
+        spec.control("no-samples", wrong, _vanishing_level(two, "predicted_sampleless_level")),
     ]
 
 
-def _bracket(two: xr.Dataset, name: str) -> Interval:
+def _vanishing_level(two: xr.Dataset, name: str) -> Interval:
     """Largest decay with a minimum below zero's loss, smallest without: over the kinds of starts, every depth."""
     groups: dict[tuple[int, float], float] = {}
     for depth, level, loss in zip(two.condition_depth.values, two[name].values, best(two), strict=True):
@@ -235,10 +235,7 @@ def _bracket(two: xr.Dataset, name: str) -> Interval:
         groups[key] = min(groups.get(key, np.inf), loss)
     alive = [level for (_, level), loss in groups.items() if loss < 0.5 - AT_ZERO]
     dead = [level for (_, level), loss in groups.items() if loss >= 0.5 - AT_ZERO]
-    method, seeds, lost = "bracket by the best starts of neighbouring decays", two.sizes["seed"], num_lost(two)
-    if not alive or not dead or max(alive) > min(dead):
-        return Interval(np.nan, np.nan, np.nan, seeds, lost, method)
-    return Interval((max(alive) + min(dead)) / 2, max(alive), min(dead), seeds, lost, method)
+    return bracket(alive, dead, two, "bracket by the best starts of neighbouring decays")
 
 
 def _graphs(data: xr.Dataset) -> list[Claim]:
