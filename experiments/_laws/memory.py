@@ -103,24 +103,10 @@ def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision
     fine = jax.tree.map(np.float64, result.history.train.fine)
     outputs = result.history.train.cluster_outputs[..., 0]
     shown = outputs[..., pairs[:, 0]] - outputs[..., pairs[:, 1]]
-    steps = base.record_steps
-    predicted = _predict(base, bench.seeds, shown, steps)
-    distance = fine.class_distances[..., pairs[:, 0], pairs[:, 1]]
     dims = ("weight_decay", "seed", "step")
     return xr.Dataset(
         {
-            "distance": ((*dims, "pair"), distance, dimensionless("|h_A - h_B|^2")),
-            "predicted": ((*dims, "pair"), np.float64(predicted["law"]), dimensionless("|h_A - h_B|^2 by L1")),
-            "no_forgetting": (
-                (*dims, "pair"),
-                np.float64(predicted["no_forgetting"]),
-                dimensionless("L1 without the decay factor"),
-            ),
-            "memory": (
-                (*dims, "pair"),
-                distance - np.float64(shown) ** 2,
-                dimensionless("memory"),
-            ),
+            **_of_pairs(fine.class_distances[..., pairs[:, 0], pairs[:, 1]], shown, base, bench.seeds),
             "ratio": (dims, fine.ratio, dimensionless("q, fine-to-coarse ratio")),
             "same_label_distance": (dims, fine.same_label_distance, dimensionless("mean over same-label pairs")),
             "different_label_distance": (dims, fine.different_label_distance, dimensionless("mean over other pairs")),
@@ -130,13 +116,28 @@ def _measure_one(bench: Bench, base: simulator.TrainConfig, loss: str, precision
         coords={
             "weight_decay": list(DECAYS),
             "seed": bench.seeds,
-            "step": steps,
+            "step": base.record_steps,
             "same_label": ("pair", same),
             "loss": ("run", [loss]),
             "precision": ("run", [precision]),
             "readout": ("run", [readout]),
         },
     )
+
+
+def _of_pairs(
+    distance: np.ndarray, shown: np.ndarray, base: simulator.TrainConfig, seeds: list[int]
+) -> dict[str, tuple]:
+    """Measured and predicted distances of the pairs, and their memory, from the differences of outputs shown."""
+    predicted = _predict(base, seeds, shown, base.record_steps)
+    found = {
+        "distance": (distance, "|h_A - h_B|^2"),
+        "predicted": (predicted["law"], "|h_A - h_B|^2 by L1"),
+        "no_forgetting": (predicted["no_forgetting"], "L1 without the decay factor"),
+        "memory": (distance - np.float64(shown) ** 2, "memory"),
+    }
+    dims = ("weight_decay", "seed", "step", "pair")
+    return {name: (dims, np.float64(values), dimensionless(words)) for name, (values, words) in found.items()}
 
 
 def _half_lives() -> list[float]:

@@ -233,7 +233,13 @@ def extrapolate(values: xr.DataArray) -> np.ndarray:
 def judge(tree: xr.DataTree) -> list[Claim]:
     """Judge the claims of L2 from the stored arrays."""
     data, memory = tree["relu"].to_dataset(), tree["memory"].to_dataset()
-    return [*_judge_exact(data), *_judge_limits(data, memory), *_judge_orders(data), *_judge_kernel(data)]
+    return [
+        *_judge_exact(data),
+        *_judge_limits(data, memory),
+        *_judge_more_clusters(data),
+        *_judge_orders(data),
+        *_judge_kernel(data),
+    ]
 
 
 def _judge_exact(data: xr.Dataset) -> list[Claim]:
@@ -258,50 +264,61 @@ def _judge_limits(data: xr.Dataset, memory: xr.Dataset) -> list[Claim]:
     ratio, coarse = CLAIMS["ratio"], CLAIMS["coarse"]
     similar = final.isel(same_cosine=1)
 
-    def shifted(values: np.ndarray, name: str, clusters: int = 2) -> Interval:
-        # Trained minus predicted for the same weights, plus the expectation over weights: the scatter of the weights
-        # cancels, the limit plays no part.
-        around = mean_interval(values - data[f"late_{name}_{clusters}_clusters"].values, confidence=CONFIDENCE)
-        expected = float(data[f"expected_{name}_{clusters}_clusters"])
-        spread = NORMAL_QUANTILE * float(data[f"expected_{name}_{clusters}_clusters_error"])
-        half = float(np.hypot((around.high - around.low) / 2, spread))
-        centre = around.measured + expected
-        return dataclasses.replace(around, measured=centre, low=centre - half, high=centre + half)
+    def shifted(values: xr.DataArray | np.ndarray, name: str) -> Interval:
+        return _at_infinite_width(np.asarray(values), data, name)
 
-    claims = [
+    return [
         ratio.judge(shifted(extrapolate(final.ratio_by_noise), "ratio")),
-        ratio.control("linear", "final q of the linear network", shifted(linear.ratio.values, "ratio")),
+        ratio.control("linear", "final q of the linear network", shifted(linear.ratio, "ratio")),
         ratio.control(
             "similar-clusters",
             f"final q with merged clusters at cosine {SAME_COSINES[1]}",
-            shifted(similar.ratio_by_same_cosine.values, "ratio"),
+            shifted(similar.ratio_by_same_cosine, "ratio"),
         ),
         ratio.control(
             "with-noise",
             f"q at input noise {NOISE[WITH_NOISE]} instead of its extrapolation",
-            shifted(final.ratio_by_noise.isel(noise=WITH_NOISE).values, "ratio"),
+            shifted(final.ratio_by_noise.isel(noise=WITH_NOISE), "ratio"),
         ),
         coarse.judge(shifted(extrapolate(final.coarse_ratio_by_noise), "coarse_ratio")),
         coarse.control(
             "with-noise",
             f"the same at input noise {NOISE[WITH_NOISE]} instead of its extrapolation",
-            shifted(final.coarse_ratio_by_noise.isel(noise=WITH_NOISE).values, "coarse_ratio"),
+            shifted(final.coarse_ratio_by_noise.isel(noise=WITH_NOISE), "coarse_ratio"),
         ),
         coarse.control(
             "similar-clusters",
             f"the same with merged clusters at cosine {SAME_COSINES[1]}",
-            shifted(similar.coarse_ratio_by_same_cosine.values, "coarse_ratio"),
+            shifted(similar.coarse_ratio_by_same_cosine, "coarse_ratio"),
         ),
     ]
+
+
+def _at_infinite_width(values: np.ndarray, data: xr.Dataset, name: str, clusters: int = 2) -> Interval:
+    """Trained minus predicted for the same weights, plus the expectation over weights.
+
+    The scatter of the weights cancels, and the limit plays no part.
+    """
+    around = mean_interval(values - data[f"late_{name}_{clusters}_clusters"].values, confidence=CONFIDENCE)
+    expected = float(data[f"expected_{name}_{clusters}_clusters"])
+    spread = NORMAL_QUANTILE * float(data[f"expected_{name}_{clusters}_clusters_error"])
+    half = float(np.hypot((around.high - around.low) / 2, spread))
+    centre = around.measured + expected
+    return dataclasses.replace(around, measured=centre, low=centre - half, high=centre + half)
+
+
+def _judge_more_clusters(data: xr.Dataset) -> list[Claim]:
+    """Three and four clusters a label, each the control of the other; nothing where they were not run."""
+    claims = []
     for s, other in ((3, 4), (4, 3)):
         if f"coarse_ratio_{max(s, other)}_clusters" in data:
+            found, wrong = (
+                _at_infinite_width(data[f"coarse_ratio_{each}_clusters"].values, data, "coarse_ratio", s)
+                for each in (s, other)
+            )
             claims += [
-                CLAIMS[s].judge(shifted(data[f"coarse_ratio_{s}_clusters"].values, "coarse_ratio", s)),
-                CLAIMS[s].control(
-                    f"{other}-clusters",
-                    f"{other} clusters a label",
-                    shifted(data[f"coarse_ratio_{other}_clusters"].values, "coarse_ratio", s),
-                ),
+                CLAIMS[s].judge(found),
+                CLAIMS[s].control(f"{other}-clusters", f"{other} clusters a label", wrong),
             ]
     return claims
 
