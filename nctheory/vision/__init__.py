@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nctheory.vision._train_config import ImageTrainConfig as ImageTrainConfig
 from nctheory.vision.coarse import SCHEMES as SCHEMES
+from nctheory.vision.coarse import SEMANTIC_GROUPS as SEMANTIC_GROUPS
 from nctheory.vision.coarse import LabelMap as LabelMap
 from nctheory.vision.coarse import coarse_labels as coarse_labels
 from nctheory.vision.coarse import label_map as label_map

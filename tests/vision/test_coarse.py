@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nctheory import vision
+from nctheory.vision.coarse import SEMANTIC_GROUPS
 
 
 def test_mod_and_consecutive_match_their_formulas():
@@ -23,7 +24,7 @@ def test_mod_and_consecutive_match_their_formulas():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(vision.SCHEMES), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
+@given(st.sampled_from(["consecutive", "mod", "random"]), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
 def test_every_scheme_covers_all_labels_with_balanced_sizes(scheme, first, second, seed):
     num_coarse, num_fine = sorted((first, second))
     mapping = vision.label_map(scheme, num_fine=num_fine, num_coarse=num_coarse, seed=seed)
@@ -31,6 +32,42 @@ def test_every_scheme_covers_all_labels_with_balanced_sizes(scheme, first, secon
     assert sum(mapping.clusters_per_label) == num_fine
     assert min(mapping.clusters_per_label) >= 1
     assert max(mapping.clusters_per_label) - min(mapping.clusters_per_label) <= 1
+
+
+NAMES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "fashion_mnist": "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
+    "stl10": "airplane bird car cat deer dog horse monkey ship truck",
+    "digits": "0 1 2 3 4 5 6 7 8 9",
+    "mnist": "0 1 2 3 4 5 6 7 8 9",
+    "svhn_cropped": "0 1 2 3 4 5 6 7 8 9",
+}
+MERGED = {
+    "cifar10": {"airplane+ship", "automobile+truck", "bird+frog", "cat+dog", "deer+horse"},
+    "fashion_mnist": {
+        "T-shirt/top+Shirt",
+        "Pullover+Coat",
+        "Sandal+Sneaker",
+        "Trouser+Dress",
+        "Bag+Ankle-boot",
+    },
+    "stl10": {"airplane+ship", "bird+monkey", "car+truck", "cat+dog", "deer+horse"},
+}
+DIGITS = {"4+9", "3+5", "1+7", "0+6", "2+8"}
+
+
+@pytest.mark.parametrize("dataset", sorted(SEMANTIC_GROUPS))
+def test_semantic_merges_the_classes_that_are_named(dataset):
+    mapping = vision.label_map(
+        "semantic", num_fine=10, num_coarse=5, dataset=dataset, fine_names=NAMES[dataset].split()
+    )
+    assert set(mapping.coarse_names) == MERGED.get(dataset, DIGITS)
+    assert mapping.scheme == "semantic"
+    assert mapping.clusters_per_label == (2, 2, 2, 2, 2)
+    # Super-classes come in the declared order.
+    assert tuple(mapping.members(label) for label in range(5)) == tuple(map(tuple, SEMANTIC_GROUPS[dataset]))
+    labels = vision.coarse_labels(np.arange(10), "semantic", num_fine=10, num_coarse=5, dataset=dataset)
+    np.testing.assert_array_equal(labels, mapping.table)
 
 
 def test_random_is_named_by_its_seed():
@@ -54,7 +91,16 @@ def test_labels_are_looked_up(asarray):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scheme": "modulo"}, r"Argument `scheme` must be one of \['consecutive', 'mod', 'random'\]"),
+        ({"scheme": "modulo"}, r"Argument `scheme` must be one of \['consecutive', 'mod', 'random', 'semantic'\]"),
+        (
+            {"scheme": "semantic"},
+            r"Argument `dataset` must name .* one of \['cifar10', .*'svhn_cropped'\], but is None",
+        ),
+        ({"scheme": "semantic", "dataset": "cifar100"}, r"Argument `dataset` must name .*but is 'cifar100'"),
+        (
+            {"scheme": "semantic", "dataset": "digits", "num_coarse": 4},
+            r"Argument `num_coarse` must be 5 and `num_fine` 10 for scheme 'semantic' of digits, but they are 4 and 10",
+        ),
         ({"scheme": "random"}, r"Argument `seed` must be an integer >= 0, but is None"),
         ({"scheme": "mod", "num_coarse": 11}, r"Argument `num_coarse` must be <= num_fine = 10, but is 11"),
         ({"scheme": "mod", "num_coarse": 0}, r"Argument `num_coarse` must be an integer >= 1, but is 0"),
