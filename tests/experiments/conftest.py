@@ -1,11 +1,13 @@
-"""What the tests of the scripts share: one finished smoke run of the synthetic experiment a session."""
+"""What the tests of the scripts share: a finished smoke run of the synthetic experiment, measurements and verdicts."""
 
 import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from _bench import Bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,6 +16,30 @@ def run_script(name, *arguments, **options):
     """Run a script of the repository as a user does, from its root."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def judged(part, data):
+    """Claims of a part of the unconstrained-feature experiment about these data, by their id."""
+    return {claim.id: claim for claim in part.judge(data)}
+
+
+def converged(shape, *, loss=0.1):
+    """What the solver reports of starts that have all converged: arguments of a record."""
+    numbers = {"loss": loss, "gradient_norm": 0.0, "status": 1, "evaluations": 9}
+    flags = {"converged": np.ones(shape, bool), "finite": np.ones(shape, bool)}
+    return {name: np.full(shape, value) for name, value in numbers.items()} | flags
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    """Function that runs the real measurement of a part of the unconstrained-feature experiment."""
+
+    def run(part, seeds, scale=None):
+        with Bench(scale, seeds, tmp_path_factory.mktemp("parts"), progress=False) as runs:
+            part.prepare(runs)
+            return part.measure(runs)
+
+    return run
 
 
 @pytest.fixture(scope="session")

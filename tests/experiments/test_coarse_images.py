@@ -1,20 +1,20 @@
 """The coarse-label experiment with an image network at its smallest size: record, claims, resume, verdict logic."""
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import coarse_images
+import coarse_labels
 import numpy as np
 import pytest
 import xarray as xr
+from _coarse import images_claims, images_data, images_options, images_record, images_scores
 
 from nctheory._cli import run_main
-from tests.experiments.conftest import ROOT, run_script
+from tests.experiments.conftest import run_script
 
 SCRIPT = "experiments/coarse_labels.py"
 TIMES = ("curve_seconds", "score_seconds")
@@ -25,28 +25,6 @@ def smoke(tmp_path_factory):
     """One finished smoke run that the tests of this file share; read only."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
     return out, run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--out", out)
-
-
-def load(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(f"loaded_{Path(path).stem}", ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The experiment's own modules, which lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        names = ("claims", "data", "options", "record", "scores")
-        found = {name: importlib.import_module(f"_coarse.images_{name}") for name in names}
-        yield SimpleNamespace(**found, script=importlib.import_module("coarse_labels"))
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
 
 
 def history_of(out):
@@ -137,17 +115,16 @@ def test_run_killed_in_training_resumes_to_the_same_numbers(smoke, tmp_path):
     assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()
 
 
-def test_another_configuration_is_not_resumed(smoke, parts, capsys, monkeypatch):
+def test_another_configuration_is_not_resumed(smoke, capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # A smoke run changes it for its process.
     arguments = ["--smoke", "--network", "resnet-small", "--images.learning-rate", "0.1", "--resume"]
-    code = run_main(parts.script.Config, parts.script.run, [*arguments, "--out", str(smoke[0])])
+    code = run_main(coarse_labels.Config, coarse_labels.run, [*arguments, "--out", str(smoke[0])])
     assert code == 2
     assert "configuration differs in images" in capsys.readouterr().err
 
 
 def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
-    script = load("paper_figs/coarse_images.py")
-    assert script.run(script.Config(run=smoke[0], out=tmp_path)) == 0
+    assert coarse_images.run(coarse_images.Config(run=smoke[0], out=tmp_path)) == 0
     with open(tmp_path / "coarse_images.csv") as file:
         rows = list(csv.DictReader(file))
     # Two 10 x 10 matrices, eight curves at three checkpoints, two levels.
@@ -167,11 +144,11 @@ def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
         (("--network", "resnet-small", "--num-seeds", "0"), "Argument `num_seeds` must be an integer >= 1"),
         (("--network", "resnet-small", "--images.num-train", "9"), "at least two images of every class"),
         (("--network", "resnet-small", "--images.batch-size", "2000"), "must be at most the 1437 train images"),
-        (("--network", "resnet-small", "--images.checkpoint-epochs", "0", "5"), "end with the last epoch 12"),
+        (("--network", "resnet-small", "--images.checkpoint-epochs", "0", "5"), "end with the last epoch 20"),
     ],
 )
-def test_bad_arguments_end_as_one_line(arguments, message, tmp_path, parts, capsys):
-    code = run_main(parts.script.Config, parts.script.run, ["--out", str(tmp_path / "new"), *arguments])
+def test_bad_arguments_end_as_one_line(arguments, message, tmp_path, capsys):
+    code = run_main(coarse_labels.Config, coarse_labels.run, ["--out", str(tmp_path / "new"), *arguments])
     assert code == 2
     shown = capsys.readouterr().err
     assert message in shown
@@ -179,9 +156,9 @@ def test_bad_arguments_end_as_one_line(arguments, message, tmp_path, parts, caps
     assert not (tmp_path / "new").exists()
 
 
-def test_default_checkpoints_are_log_spaced_with_both_ends(parts):
-    options = parts.options.ImageOptions
-    assert options().epochs == (0, 1, 2, 4, 8, 12)
+def test_default_checkpoints_are_log_spaced_with_both_ends():
+    options = images_options.ImageOptions
+    assert options().epochs == (0, 1, 2, 4, 8, 16, 20)
     assert options(num_epochs=1).epochs == (0, 1)
     assert options(num_epochs=16).epochs == (0, 1, 2, 4, 8, 16)
     assert options().augmentation("cifar10") == "crop_flip"
@@ -209,8 +186,8 @@ def made_up_record(num_seeds=3, *, last=0.80, raw=0.29, surrogate=0.43, probe=0.
     )
 
 
-def test_expected_levels_pass_and_each_missing_effect_is_refuted(parts):
-    judge = parts.claims.judge
+def test_expected_levels_pass_and_each_missing_effect_is_refuted():
+    judge = images_claims.judge
     assert judge(made_up_record()).failures() == []
     wrong = {
         "above-pixels": {"raw": 0.60},
@@ -223,23 +200,23 @@ def test_expected_levels_pass_and_each_missing_effect_is_refuted(parts):
         assert verdicts[claim] == "refuted", claim
 
 
-def test_a_control_that_shows_the_effect_fails_the_ledger(parts):
-    failures = parts.claims.judge(made_up_record(untrained=0.80)).failures()
+def test_a_control_that_shows_the_effect_fails_the_ledger():
+    failures = images_claims.judge(made_up_record(untrained=0.80)).failures()
     assert any(line.startswith("above-pixels/untrained: a control that must be refuted") for line in failures)
 
 
-def test_diverged_seeds_leave_the_verdict_open(parts):
+def test_diverged_seeds_leave_the_verdict_open():
     record = made_up_record(num_seeds=4)
     record["clp"][1, 1] = np.nan
-    rows = {row.id: row for row in parts.claims.judge(record).claims}
+    rows = {row.id: row for row in images_claims.judge(record).claims}
     assert rows["above-pixels"].verdict == "inconclusive"
     assert rows["above-pixels"].num_nonfinite == 1
     assert rows["fitted"].verdict == "supported"
 
 
-def test_a_run_whose_every_seed_diverged_is_recorded_and_drawn(parts):
+def test_a_run_whose_every_seed_diverged_is_recorded_and_drawn():
     from nctheory import vision
-    from nctheory.figures import coarse_images
+    from nctheory.figures.coarse_images import draw
 
     mapping = vision.label_map("mod", num_fine=4, num_coarse=2)
     labels = np.arange(8) % 4
@@ -250,23 +227,23 @@ def test_a_run_whose_every_seed_diverged_is_recorded_and_drawn(parts):
     facts |= {"dataset": "cifar10", "labels": "mod"}
     raw = {"raw_clp": 0.3, "raw_chance": 0.25, "raw_fine_probe": 0.4}
     lost = {"coarse": [None, None], "ordinary": [None, None]}
-    history = parts.record.collect(data, [0, 1], (0, 1, 2), lost, raw, facts)
+    history = images_record.collect(data, [0, 1], (0, 1, 2), lost, raw, facts)
     assert np.isnan(history["clp"]).all()
-    assert {row.verdict for row in parts.claims.judge(history).claims} == {"inconclusive"}
-    assert "not run" in parts.claims.table(history)
-    coarse_images.draw(history).savefig(os.devnull, format="png")
+    assert {row.verdict for row in images_claims.judge(history).claims} == {"inconclusive"}
+    assert "not run" in images_claims.table(history)
+    draw(history).savefig(os.devnull, format="png")
 
 
-def test_copy_is_named_by_its_description(parts, tmp_path):
+def test_copy_is_named_by_its_description(tmp_path):
     folder = tmp_path / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     for description, name in (("CIFAR-10, JPEG-compressed copy.", "JPEG copy"), ("60,000 images.", "as published")):
         (folder / "dataset_info.json").write_text(json.dumps({"description": description}))
-        assert parts.data.data_copy("cifar10", tmp_path) == name
-    assert parts.data.data_copy("digits", None) == "scikit-learn's copy"
+        assert images_data.data_copy("cifar10", tmp_path) == name
+    assert images_data.data_copy("digits", None) == "scikit-learn's copy"
 
 
-def test_shuffled_classes_leave_half_of_what_two_perfect_clusters_give(parts):
+def test_shuffled_classes_leave_half_of_what_two_perfect_clusters_give():
     """Clusters that are the classes score 1; after shuffling, about a half, and never above what matching can gain."""
     from nctheory import vision
 
@@ -275,9 +252,9 @@ def test_shuffled_classes_leave_half_of_what_two_perfect_clusters_give(parts):
     coarse = vision.coarse_labels(fine, mapping)
     data = SimpleNamespace(labels=((coarse, coarse), (fine, fine)), label_map=mapping)
     probe = SimpleNamespace(matching=np.arange(10), pseudo_labels=fine, test_predictions=fine)
-    found = [parts.scores.shuffled_accuracy(data, probe, seed) for seed in range(20)]
+    found = [images_scores.shuffled_accuracy(data, probe, seed) for seed in range(20)]
     # 2,000 images: standard error 0.011 a draw.
     assert np.abs(np.array(found) - 0.5).max() < 0.06
-    assert parts.scores.shuffled_accuracy(data, probe, 3) == found[3]
+    assert images_scores.shuffled_accuracy(data, probe, 3) == found[3]
     lost = SimpleNamespace(matching=np.arange(10), pseudo_labels=fine, test_predictions=np.full(2000, -1))
-    assert parts.scores.shuffled_accuracy(data, lost, 0) == 0
+    assert images_scores.shuffled_accuracy(data, lost, 0) == 0

@@ -1,45 +1,23 @@
 """The coarse-label experiment as a user runs it, at its smallest size: files, resume, errors, verdict logic."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from _coarse import claims, store
 
 from nctheory.runs import RunFolderError
+from tests.experiments.conftest import run_script
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "coarse_labels.py"
-
-
-def _command(script, *arguments):
-    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+SCRIPT = "experiments/coarse_labels.py"
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One smoke run that the tests of this file share."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    return out, _command(SCRIPT, "--smoke", "--out", out)
-
-
-def load(name):
-    """A part of the experiment, loaded by path: experiments are scripts and no package."""
-    path = ROOT / "experiments" / "_coarse" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"coarse_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def claims_module():
-    """The experiment's claims."""
-    return load("claims")
+    return out, run_script(SCRIPT, "--smoke", "--out", out)
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
@@ -67,7 +45,7 @@ def test_plot_only_rewrites_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    result = _command(SCRIPT, "--plot-only", "--out", out)
+    result = run_script(SCRIPT, "--plot-only", "--out", out)
     assert result.returncode == 0, result.stderr
     assert (out / "claims.json").read_text() == before
 
@@ -79,7 +57,7 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
     # A run that was killed while scoring: its last files are missing, one of the scores too.
     for name in ("history.nc", "manifest.json", "claims.json", "parts/scores/plain-1.npz"):
         (out / name).unlink()
-    result = _command(SCRIPT, "--smoke", "--resume", "--out", out)
+    result = run_script(SCRIPT, "--smoke", "--resume", "--out", out)
     assert result.returncode == 0, result.stderr
     with xr.open_dataset(out / "history.nc") as after:
         xr.testing.assert_identical(before, after.load())
@@ -87,7 +65,6 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
 
 @pytest.mark.parametrize("case", ["foreign", "incomplete", "truncated"])
 def test_scores_of_something_else_are_refused_by_name(case, tmp_path):
-    store = load("store")
     path = tmp_path / "plain-1.npz"
     arrays = {"clp": np.ones(2), "fine_probe": np.zeros(1)}
     assert store.cached(path, arrays, lambda: arrays).keys() == arrays.keys()
@@ -103,7 +80,7 @@ def test_scores_of_something_else_are_refused_by_name(case, tmp_path):
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = _command(ROOT / "paper_figs" / "coarse_digits.py", "--run", out, "--out", tmp_path)
+    result = run_script("paper_figs/coarse_digits.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"coarse_digits.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "coarse_digits.csv").read_text().splitlines()
@@ -123,14 +100,14 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = _command(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "new" / "history.nc").exists()
 
 
-def _record(claims_module, *, plain=0.85, decay=0.75, standard=0.94, surrogate=0.48, num_seeds=8):
+def _record(*, plain=0.85, decay=0.75, standard=0.94, surrogate=0.48, num_seeds=8):
     """A made-up record with the given final levels, untrained level 0.93 and a spread of 0.005 over seeds."""
     generator = np.random.default_rng(0)
     noise = lambda *shape: 0.005 * generator.standard_normal(shape)  # noqa: E731
@@ -145,12 +122,12 @@ def _record(claims_module, *, plain=0.85, decay=0.75, standard=0.94, surrogate=0
             "replica_clp": (("seed", "end"), replica),
             "train_accuracy": (("arm", "seed", "step"), accuracy),
         },
-        {"arm": list(claims_module.ARMS)},
+        {"arm": list(claims.ARMS)},
     )
 
 
-def test_expected_levels_pass_and_each_missing_effect_fails_its_claim(claims_module):
-    assert claims_module.judge(_record(claims_module)).failures() == []
+def test_expected_levels_pass_and_each_missing_effect_fails_its_claim():
+    assert claims.judge(_record()).failures() == []
     wrong = {
         "survives/plain": {"plain": 0.5, "decay": 0.4},
         "eroded": {"plain": 0.93},
@@ -158,14 +135,14 @@ def test_expected_levels_pass_and_each_missing_effect_fails_its_claim(claims_mod
         "memory": {"standard": 0.86},
     }
     for claim, levels in wrong.items():
-        verdicts = {row.id: row.verdict for row in claims_module.judge(_record(claims_module, **levels)).claims}
+        verdicts = {row.id: row.verdict for row in claims.judge(_record(**levels)).claims}
         assert verdicts[claim] == "refuted"
 
 
-def test_diverged_seeds_are_never_averaged_in(claims_module):
-    record = _record(claims_module)
+def test_diverged_seeds_are_never_averaged_in():
+    record = _record()
     record["clp"][0, 3, 1] = np.nan
-    rows = {row.id: row for row in claims_module.judge(record).claims}
+    rows = {row.id: row for row in claims.judge(record).claims}
     assert rows["eroded"].verdict == "inconclusive"
     assert rows["eroded"].num_nonfinite == 1
     assert rows["survives/decay"].verdict == "supported"

@@ -1,49 +1,29 @@
 """The deep-linear-head experiment: its objective, its predictions and bounds, files of a smoke run, verdict logic."""
 
 import dataclasses
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import deep_linear
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from _deep_linear import claims, data, prediction, training
 from flax import nnx
 
 from nctheory import simulator
 from nctheory._errors import ArgumentError
+from tests.experiments.conftest import run_script
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "deep_linear.py"
-PACKAGE = ROOT / "experiments" / "_deep_linear"
-
-
-def _command(script, *arguments):
-    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
-
-
-def _load(name):
-    """A part of the experiment, loaded by path: experiments are scripts and no package."""
-    spec = importlib.util.spec_from_file_location(f"deep_linear_{name}", PACKAGE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-training, data, prediction, claims = (_load(name) for name in ("training", "data", "prediction", "claims"))
+SCRIPT = "experiments/deep_linear.py"
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One smoke run that the tests of this file share."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    return out, _command(SCRIPT, "--smoke", "--out", out)
+    return out, run_script(SCRIPT, "--smoke", "--out", out)
 
 
 def _by_hand(sizes, depth, weight_decay, feature_decay):
@@ -176,7 +156,7 @@ def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    assert _command(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
 
 
@@ -186,14 +166,14 @@ def test_resume_gives_the_same_ledger(smoke):
     before = (out / "claims.json").read_text()
     for name in ("history.nc", "manifest.json", "claims.json"):
         (out / name).unlink()
-    result = _command(SCRIPT, "--smoke", "--resume", "--out", out)
+    result = run_script(SCRIPT, "--smoke", "--resume", "--out", out)
     assert result.returncode == 0, result.stderr
     assert (out / "claims.json").read_text() == before
 
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = _command(ROOT / "paper_figs" / "deep_linear.py", "--run", out, "--out", tmp_path)
+    result = run_script("paper_figs/deep_linear.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"deep_linear.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "deep_linear.csv").read_text().splitlines()
@@ -210,7 +190,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = _command(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -230,14 +210,9 @@ def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
         ({"backbone": ()}, "Argument `backbone` must list at least one width"),
     ],
 )
-def test_plans_that_cannot_be_are_refused(options, message, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("deep_linear_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
+def test_plans_that_cannot_be_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
-        script.make_plan(script.Config(**options))
+        deep_linear.make_plan(deep_linear.Config(**options))
 
 
 def _made_up_record(**changes):

@@ -1,7 +1,6 @@
 """Kills, Ctrl-C, bad folders and bad arguments of the synthetic experiment, as a user meets them."""
 
 import dataclasses
-import importlib.util
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import synthetic
 import xarray as xr
 
 from nctheory._cli import run_main
@@ -101,15 +101,10 @@ def test_an_interrupt_that_falls_into_a_destructor_is_not_lost(capsys):
 
 @pytest.fixture
 def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("synthetic_faults", ROOT / SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # The command line reads the source of its record by the module's name.
-    monkeypatch.setitem(sys.modules, spec.name, module)
+    """The script as a module."""
     # The script sets this for a smoke run, and must not for the tests that come after.
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    spec.loader.exec_module(module)
-    return module
+    return synthetic
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 """The synthetic experiment at its smallest size: what it stores, what it claims, and that both can be redrawn."""
 
 import csv
-import importlib.util
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
+import synthetic
 import xarray as xr
 
 from nctheory.claims import Ledger
-from tests.experiments.conftest import ROOT, run_script
+from tests.experiments.conftest import run_script
 
 GROUPS = {
     "free": {"seed", "step"},
@@ -26,19 +25,6 @@ GROUPS = {
 def tree(synthetic_smoke):
     with xr.open_datatree(synthetic_smoke / "history.nc") as stored:
         return stored.load()
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    """The script as a module; its helpers lie beside it."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        spec = importlib.util.spec_from_file_location("synthetic_script", ROOT / "experiments" / "synthetic.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
 
 
 def test_the_run_folder_is_whole(synthetic_smoke):
@@ -147,11 +133,11 @@ def test_the_paper_figure_is_drawn_from_the_folder(synthetic_smoke, tmp_path):
     assert [float(row["measured"]) for row in rows] == pytest.approx([claim.measured for claim in ledger.claims])
 
 
-def test_a_failed_seed_is_counted_and_never_averaged_in(tree, experiment):
+def test_a_failed_seed_is_counted_and_never_averaged_in(tree):
     damaged = tree.copy(deep=True)
     damaged["geometry"]["ratio"][:, :, 2, -1] = np.nan
     damaged["relu"]["ratio_by_noise"][:, 1, -1] = np.nan
-    before, after = ({claim.id: claim for claim in experiment.judge(t).claims} for t in (tree, damaged))
+    before, after = ({claim.id: claim for claim in synthetic.judge(t).claims} for t in (tree, damaged))
     assert list(before) == list(after)
     for name in ("L3/ratio", "L3/symmetric-collapse", "L2/ratio-limit", "L2/monotone-in-noise-q"):
         assert before[name].num_nonfinite == 0
@@ -160,10 +146,10 @@ def test_a_failed_seed_is_counted_and_never_averaged_in(tree, experiment):
     assert after["L3/certificate"] == before["L3/certificate"]
 
 
-def test_a_broken_law_is_refuted(tree, experiment):
+def test_a_broken_law_is_refuted(tree):
     broken = tree.copy(deep=True)
     broken["memory"]["distance"][..., -1, 0] *= 1 + 1e-6
     broken["geometry"]["ratio"][..., -1] *= 1 + 1e-4
     broken["free"]["objective"][..., -1] += 1e-6
-    verdicts = {claim.id: claim.verdict for claim in experiment.judge(broken).claims}
+    verdicts = {claim.id: claim.verdict for claim in synthetic.judge(broken).claims}
     assert {verdicts[f"{name}"] for name in ("L1/exact-logistic-float64", "L3/ratio", "L0/minimum-loss")} == {"refuted"}

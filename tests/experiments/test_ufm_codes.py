@@ -1,16 +1,15 @@
 """Claims about softmax codes: what is trained, what is stored, and what the verdicts hang on."""
 
-import importlib
-import sys
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from _ufm import codes
 
 from nctheory.simulator.free_features import UfmProblem
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import judged
 
 SEEDS = [0, 1, 2]
 CONTROLS = {
@@ -21,20 +20,9 @@ CONTROLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """The experiment's module `codes` and the bench; they lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        yield [importlib.import_module(name) for name in ("_ufm.codes", "_bench")]
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-
-
 @pytest.fixture
-def ideal(modules):
+def ideal():
     """What the starts would store if every minimum were its code; the second seed is caught elsewhere."""
-    codes, _ = modules
     conditions = [(k, d, t) for k, d in codes.DEFAULT.codes for t in codes.TEMPERATURES]
     margin = {(8, 3): 0.7388, (6, 3): 1.0, (5, 2): 1 - np.cos(2 * np.pi / 5), (4, 3): 4 / 3}
     arrays = {name: np.zeros((len(conditions), len(SEEDS))) for name in codes.SEED_VARIABLES}
@@ -61,12 +49,8 @@ def ideal(modules):
     )
 
 
-def judged(modules, data):
-    return {claim.id: claim for claim in modules[0].judge(data)}
-
-
-def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ideal):
-    claims = judged(modules, ideal)
+def test_what_theory_says_is_supported_and_every_control_is_refuted(ideal):
+    claims = judged(codes, ideal)
     assert set(claims) == set(CONTROLS) | {f"{name}/{each}" for name, those in CONTROLS.items() for each in those}
     assert all(claim.holds for claim in claims.values()), [each for each in claims.values() if not each.holds]
     assert claims["codes/one-vs-rest-margin"].num_seeds == 3
@@ -81,40 +65,37 @@ def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ide
         ("codes/self-duality", "gnc3", 1e-3),
     ],
 )
-def test_a_broken_law_is_refuted(modules, ideal, claim, name, value):
+def test_a_broken_law_is_refuted(ideal, claim, name, value):
     ideal[name][:] = value
-    assert judged(modules, ideal)[claim].verdict == "refuted"
+    assert judged(codes, ideal)[claim].verdict == "refuted"
 
 
-def test_one_better_start_breaks_the_margin(modules, ideal):
+def test_one_better_start_breaks_the_margin(ideal):
     # The law is about the least loss, whoever has it: here the start that was caught elsewhere.
     ideal["log_loss"][:, 1] = -10
-    assert judged(modules, ideal)["codes/one-vs-rest-margin"].verdict == "refuted"
+    assert judged(codes, ideal)["codes/one-vs-rest-margin"].verdict == "refuted"
 
 
-def test_a_failed_seed_is_counted_and_leaves_the_claims_open(modules, ideal):
+def test_a_failed_seed_is_counted_and_leaves_the_claims_open(ideal):
     ideal["finite"][:, 2] = 0
     ideal["margin"][:, 2] = np.nan
     ideal["log_loss"][:, 2] = -99
-    for claim in judged(modules, ideal).values():
+    for claim in judged(codes, ideal).values():
         assert claim.num_nonfinite == 1
         assert claim.verdict == "inconclusive"
 
 
-def test_claims_without_their_control_are_left_out(modules, ideal):
+def test_claims_without_their_control_are_left_out(ideal):
     plane = ideal.isel(condition=np.flatnonzero(ideal.condition_dim == 2))
-    claims = judged(modules, plane)
+    claims = judged(codes, plane)
     assert "codes/never-above-one" not in claims
     assert all(claim.holds for claim in claims.values())
 
 
 @pytest.mark.slow
-def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
-    codes, bench = modules
+def test_the_measurement_at_its_smallest_size(measure, monkeypatch):
     monkeypatch.setattr(codes, "SMOKE", codes.Scale(codes=((4, 2),)))
-    with bench.Bench(SimpleNamespace(num_seeds=2), SEEDS, tmp_path, progress=False) as runs:
-        codes.prepare(runs)
-        data = codes.measure(runs)
+    data = measure(codes, SEEDS, SimpleNamespace(num_seeds=2))
     assert data.sizes == {"condition": len(codes.TEMPERATURES), "seed": 3}
     for variable in data.data_vars.values():
         assert variable.attrs["units"] == "dimensionless"
@@ -126,13 +107,12 @@ def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
     np.testing.assert_allclose(data.margin.values[there], 1, rtol=1e-6)
     assert (data.start_margin < 0.999).all()
     assert (data.margin_lower_bound <= data.margin).all()
-    claims = judged(modules, data)
+    claims = judged(codes, data)
     assert len(claims) == 8
     assert all(claim.holds for claim in claims.values()), [each for each in claims.values() if not each.holds]
 
 
-def test_the_logarithm_is_that_of_the_simulators_loss(modules):
-    codes, _ = modules
+def test_the_logarithm_is_that_of_the_simulators_loss():
     with jax.enable_x64(True):
         problem = codes.problem_of(4, 3, 0.1)
         params = problem.init(jax.random.key(3))

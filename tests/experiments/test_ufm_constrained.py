@@ -1,17 +1,17 @@
 """Claims about one layer under constraints: what is solved, what is stored, and what the verdicts hang on."""
 
-import importlib
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from _ufm import constrained
+from _ufm.grams import Minimum
 
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmParams, UfmProblem, repeat_classes
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import converged, judged
 
 # As many as in a smoke run of the script, which then shares the compiled programs.
 SEEDS = [0, 1, 2, 3]
@@ -26,35 +26,21 @@ IDS = {
 
 
 @pytest.fixture(scope="module")
-def modules():
-    """The experiment's modules `constrained` and `grams`, and the bench; they lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        yield [importlib.import_module(name) for name in ("_ufm.constrained", "_ufm.grams", "_bench")]
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-
-
-@pytest.fixture(scope="module")
-def measured(modules, tmp_path_factory):
+def measured(measure):
     """The real measurement at smoke size."""
-    constrained, _, bench = modules
-    with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
-        constrained.prepare(runs)
-        return constrained.measure(runs)
+    return measure(constrained, SEEDS)
 
 
 @pytest.fixture(scope="module")
-def ideal(modules):
+def ideal():
     """What the starts would store if every prediction were exact."""
-    constrained, grams, _ = modules
     with jax.enable_x64(True):
         listed = constrained.cases()
-    histories = [_exact(grams, case) for case in listed]
+    histories = [_exact(case) for case in listed]
     return constrained.dataset(SEEDS, histories, listed)
 
 
-def _exact(grams, case):
+def _exact(case):
     both = (1, len(SEEDS))
     matrices = {name: case.predicted.get(name) for name in ("weight_gram", "feature_gram")}
     if case.kind == "layer_peeled":
@@ -63,21 +49,14 @@ def _exact(grams, case):
         gram[2, 3] = gram[3, 2] = 1.0 if merged else 0.9
         matrices = dict.fromkeys(matrices, gram)
     filled = {name: np.broadcast_to(value, (*both, 4, 4)) for name, value in matrices.items()}
-    numbers = {"loss": case.predicted.get("loss", 1.0), "gradient_norm": 0.0, "status": 1, "evaluations": 9}
-    flags = {"converged": np.ones(both, bool), "finite": np.ones(both, bool)}
-    scalars = {name: np.full(both, value) for name, value in numbers.items()}
-    return grams.Minimum(**scalars, **flags, **filled, logits=np.zeros((*both, 4, 4)))
-
-
-def verdicts(modules, data):
-    return {claim.id: claim for claim in modules[0].judge(data)}
+    return Minimum(**converged(both, loss=case.predicted.get("loss", 1.0)), **filled, logits=np.zeros((*both, 4, 4)))
 
 
 @pytest.mark.slow
-def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, tmp_path):
+def test_measured_claims_hold_and_their_controls_are_refuted(measured, tmp_path):
     measured.to_netcdf(tmp_path / "data.nc")
     with xr.open_dataset(tmp_path / "data.nc") as stored:
-        ledger = Ledger(tuple(modules[0].judge(stored.load())))
+        ledger = Ledger(tuple(constrained.judge(stored.load())))
     assert {claim.id for claim in ledger.claims if claim.role == "claim"} == IDS
     assert ledger.failures() == []
     assert all(claim.num_seeds == 4 and claim.num_nonfinite == 0 for claim in ledger.claims)
@@ -96,11 +75,11 @@ def test_what_is_stored_has_dimensions_units_and_definitions(measured):
     assert (measured.feature_gram.where(measured.condition_kind == "nonnegative", drop=True) >= 0).all()
 
 
-def test_exact_predictions_hold(modules, ideal):
-    assert Ledger(tuple(modules[0].judge(ideal))).failures() == []
+def test_exact_predictions_hold(ideal):
+    assert Ledger(tuple(constrained.judge(ideal))).failures() == []
 
 
-def test_the_predictions_are_the_published_formulas(modules, ideal):
+def test_the_predictions_are_the_published_formulas(ideal):
     scaled = ideal.isel(condition=np.flatnonzero(ideal.condition_kind == "tirer_bruna"))
     weight, feature = scaled.weight_decay.values, scaled.feature_decay.values
     wanted = np.maximum(1 - np.sqrt(weight * feature), 0) * np.sqrt(weight / feature)
@@ -124,50 +103,49 @@ def test_the_predictions_are_the_published_formulas(modules, ideal):
         ("loss", "tirer_bruna", "MSE/tirer-bruna-loss"),
     ],
 )
-def test_a_broken_law_is_refuted(modules, ideal, name, kind, claim):
+def test_a_broken_law_is_refuted(ideal, name, kind, claim):
     broken = ideal.copy(deep=True)
     # A hundred times the tolerance of losses is still the minimum as far as geometry is concerned: see AT_MINIMUM.
     factor = 1 + 1e-6 if name == "loss" else 1 + 1e-3
     broken[name] = broken[name].where(broken.condition_kind != kind, broken[name] * factor)
-    assert verdicts(modules, broken)[claim].verdict == "refuted"
+    assert judged(constrained, broken)[claim].verdict == "refuted"
 
 
-def test_a_start_that_is_at_no_minimum_leaves_geometry_open(modules, ideal):
+def test_a_start_that_is_at_no_minimum_leaves_geometry_open(ideal):
     stuck = ideal.copy(deep=True)
     stuck["loss"][0] *= 1.1
-    claims = verdicts(modules, stuck)
+    claims = judged(constrained, stuck)
     assert claims["CE/nonneg-orthogonal"].verdict == "inconclusive"
     assert claims["CE/nonneg-loss"].verdict != "supported"
 
 
-def test_a_shifted_threshold_is_refuted_and_a_blurred_one_is_open(modules, ideal):
+def test_a_shifted_threshold_is_refuted_and_a_blurred_one_is_open(ideal):
     peeled = ideal.condition_kind == "layer_peeled"
     shifted = ideal.copy(deep=True)
     # Every minority apart up to twice the predicted ratio: the bracket lies above it.
     level = shifted.class_sizes.isel({"class": 0}) / shifted.predicted_ratio
     shifted["weight_gram"] = shifted.weight_gram.where(~(peeled & (level < 1.5)), np.diag([1.0, 1.0, 1.0, 0.5]))
-    assert verdicts(modules, shifted)["CE/peeled-threshold-E1"].verdict == "refuted"
+    assert judged(constrained, shifted)["CE/peeled-threshold-E1"].verdict == "refuted"
     blurred = ideal.copy(deep=True)
     where = int(np.flatnonzero(peeled.values)[-1])
     blurred["weight_gram"][where, 1] = np.eye(4)
-    found = verdicts(modules, blurred)
+    found = judged(constrained, blurred)
     assert found["CE/peeled-threshold-E2"].verdict == "inconclusive"
     assert found["CE/peeled-threshold-E1"].verdict == "supported"
 
 
-def test_failed_seeds_are_counted(modules, ideal):
+def test_failed_seeds_are_counted(ideal):
     damaged = ideal.copy(deep=True)
     damaged["finite"][:, 1] = False
     damaged["converged"][:, 1] = False
     damaged["loss"][:, 1] = np.nan
-    found = verdicts(modules, damaged)
+    found = judged(constrained, damaged)
     for name in IDS:
         assert found[name].num_nonfinite == 1, name
         assert found[name].verdict == "inconclusive", name
 
 
-def test_class_level_problems_are_those_with_all_samples(modules):
-    constrained, _, _ = modules
+def test_class_level_problems_are_those_with_all_samples():
     with jax.enable_x64(True):
         sizes, radii = (5, 3, 2, 1), {"feature_radius": 1.3, "weight_radius": 0.7}
         bounded: dict[str, Any] = {"loss": "cross_entropy", "features": "norm_bounded", "weights": "norm_bounded"}
@@ -183,8 +161,7 @@ def test_class_level_problems_are_those_with_all_samples(modules):
         assert norms.mean() == pytest.approx(1.3**2, rel=1e-12)
 
 
-def test_the_other_normalisation_is_written_out_rightly(modules):
-    constrained, _, _ = modules
+def test_the_other_normalisation_is_written_out_rightly():
     with jax.enable_x64(True):
         problem = constrained._problem(
             constrained.TirerBrunaProblem, (3,) * 4, loss="mse", weight_decay=0.3, feature_decay=0.2

@@ -1,17 +1,16 @@
 """Claims about vanishing decay and small starts: the continuation to infinite margin, and what the verdicts hang on."""
 
-import importlib
-import sys
-
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from _ufm import limits
+from _ufm.grams import Minimum
 
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmProblem
 from nctheory.theory.seli import seli
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import converged, judged
 
 # As many as in a smoke run of the script, which then shares the compiled programs.
 SEEDS = [0, 1, 2, 3]
@@ -20,28 +19,14 @@ DESCENT = {"MSE/no-decay-limit", "MSE/no-decay-order"}
 
 
 @pytest.fixture(scope="module")
-def modules():
-    """The experiment's modules `limits` and `grams`, and the bench; they lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        yield [importlib.import_module(name) for name in ("_ufm.limits", "_ufm.grams", "_bench")]
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-
-
-@pytest.fixture(scope="module")
-def measured(modules, tmp_path_factory):
+def measured(measure):
     """The real measurement at smoke size."""
-    limits, _, bench = modules
-    with bench.Bench(None, SEEDS, tmp_path_factory.mktemp("parts"), progress=False) as runs:
-        limits.prepare(runs)
-        return limits.measure(runs)
+    return measure(limits, SEEDS)
 
 
 @pytest.fixture(scope="module")
-def ideal(modules):
+def ideal():
     """Seeds that approach both limits as they should: SELI plus a constant over the margin."""
-    limits, grams, _ = modules
     with jax.enable_x64(True):
         parts: dict[str, list] = {"weight_gram": [], "feature_gram": [], "logits": []}
         for sizes in limits.SIZES:
@@ -53,10 +38,7 @@ def ideal(modules):
                     parts[name].append(np.asarray(getattr(geometry, name)) + offset / margin)
         rows = len(limits.SIZES) * len(limits.DECAYS)
         matrices = {name: np.repeat(np.stack(each)[:, None], len(SEEDS), axis=1) for name, each in parts.items()}
-        numbers = {"loss": 0.1, "gradient_norm": 0.0, "status": 1, "evaluations": 9}
-        scalars = {name: np.full((rows, len(SEEDS)), value) for name, value in numbers.items()}
-        flags = {"converged": np.ones((rows, len(SEEDS)), bool), "finite": np.ones((rows, len(SEEDS)), bool)}
-        solved = grams.Minimum(**scalars, **flags, **matrices)
+        solved = Minimum(**converged((rows, len(SEEDS))), **matrices)
         stds = np.asarray(limits.INIT_STDS)[:, None] * np.asarray([[1.0, 2.0, 0.5, 1.5]])
         ending = limits.Ending(
             loss=stds**2,
@@ -70,15 +52,11 @@ def ideal(modules):
         return limits.dataset(SEEDS, solved, [ending], limits.SHAPES[:1])
 
 
-def verdicts(modules, data):
-    return {claim.id: claim for claim in modules[0].judge(data)}
-
-
 @pytest.mark.slow
-def test_measured_claims_hold_and_their_controls_are_refuted(modules, measured, tmp_path):
+def test_measured_claims_hold_and_their_controls_are_refuted(measured, tmp_path):
     measured.to_netcdf(tmp_path / "data.nc")
     with xr.open_dataset(tmp_path / "data.nc") as stored:
-        ledger = Ledger(tuple(modules[0].judge(stored.load())))
+        ledger = Ledger(tuple(limits.judge(stored.load())))
     assert {claim.id for claim in ledger.claims if claim.role == "claim"} == SELI | DESCENT
     assert ledger.failures() == []
     assert all(claim.num_seeds == 4 and claim.num_nonfinite == 0 for claim in ledger.claims)
@@ -98,18 +76,17 @@ def test_what_is_stored_has_dimensions_units_and_definitions(measured):
 
 
 @pytest.mark.slow
-def test_the_excess_over_seli_falls_with_the_decay(modules, measured):
-    excess = modules[0].value_ratio(measured) - 1
+def test_the_excess_over_seli_falls_with_the_decay(measured):
+    excess = limits.value_ratio(measured) - 1
     assert (excess > 0).all()
     assert (np.diff(excess, axis=1) < 0).all()
 
 
-def test_the_ideal_approach_holds(modules, ideal):
-    assert Ledger(tuple(modules[0].judge(ideal))).failures() == []
+def test_the_ideal_approach_holds(ideal):
+    assert Ledger(tuple(limits.judge(ideal))).failures() == []
 
 
-def test_continuation_is_exact_for_cubics_in_the_inverse_margin(modules, key):
-    limits, _, _ = modules
+def test_continuation_is_exact_for_cubics_in_the_inverse_margin(key):
     coefficients = np.asarray(jax.random.normal(key, (4, 2, 3, 5, 5)), dtype=np.float64)
     margins = np.asarray([4.0, 6.0, 9.0, 11.0, 16.0])[None, :, None] * np.asarray([1.0, 1.1, 0.9])[None, None]
     margins = np.repeat(margins, 2, axis=0)
@@ -120,8 +97,7 @@ def test_continuation_is_exact_for_cubics_in_the_inverse_margin(modules, key):
     np.testing.assert_allclose(limits.continued(values, margins), coefficients[0], rtol=tolerance, atol=tolerance)
 
 
-def test_margin_and_slope(modules, ideal):
-    limits, _, _ = modules
+def test_margin_and_slope(ideal):
     logits = ideal.logits.values[0, 2, 0]
     margins = [logits[y, y] - logits[c, y] for y in range(4) for c in range(4) if c != y]
     assert limits.least_margin(ideal)[0, 2, 0] == pytest.approx(min(margins), rel=1e-14)
@@ -139,38 +115,37 @@ def test_margin_and_slope(modules, ideal):
         ("feature_distance", 50.0, "MSE/no-decay-limit"),
     ],
 )
-def test_a_broken_law_is_refuted(modules, ideal, name, factor, claim):
+def test_a_broken_law_is_refuted(ideal, name, factor, claim):
     broken = ideal.copy(deep=True)
     broken[name] *= factor
-    assert verdicts(modules, broken)[claim].verdict == "refuted"
+    assert judged(limits, broken)[claim].verdict == "refuted"
 
 
-def test_a_wrong_geometry_and_a_wrong_order_are_refuted(modules, ideal):
+def test_a_wrong_geometry_and_a_wrong_order_are_refuted(ideal):
     broken = ideal.copy(deep=True)
     broken["predicted_feature_gram"][:] += 0.02 * np.eye(4)
     broken["feature_distance"] = np.sqrt(broken.feature_distance)
-    found = verdicts(modules, broken)
+    found = judged(limits, broken)
     assert found["CE/seli-geometry"].verdict == "refuted"
     assert found["MSE/no-decay-order"].verdict == "refuted"
 
 
-def test_failed_seeds_are_counted(modules, ideal):
+def test_failed_seeds_are_counted(ideal):
     damaged = ideal.copy(deep=True)
     damaged["converged"][1, 3, 1] = False
-    found = verdicts(modules, damaged)
+    found = judged(limits, damaged)
     assert {found[name].num_nonfinite for name in SELI} == {1}
     assert {found[name].verdict for name in SELI} == {"inconclusive"}
     assert {found[name].verdict for name in DESCENT} == {"supported"}
     damaged = ideal.copy(deep=True)
     damaged["descent_finite"][0, 2, 0] = False
-    found = verdicts(modules, damaged)
+    found = judged(limits, damaged)
     assert {found[name].num_nonfinite for name in DESCENT} == {1}
     assert {found[name].verdict for name in DESCENT} == {"inconclusive"}
     assert {found[name].verdict for name in SELI} == {"supported"}
 
 
-def test_the_descent_starts_at_a_zero_bias(modules):
-    limits, _, _ = modules
+def test_the_descent_starts_at_a_zero_bias():
     with jax.enable_x64(True):
         config = limits.limit_config(3, 2, 0.1, num_steps=2)
         start = config.descent.problem.init(jax.random.key(0))

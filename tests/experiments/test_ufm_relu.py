@@ -1,18 +1,18 @@
 """Claims about ReLU between the layers: what is solved, what is stored, and what the verdicts hang on."""
 
-import importlib
-import sys
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from _ufm import relu
+from _ufm import relu_problems as problems
 from matplotlib.figure import Figure
 
 from nctheory import plotting
 from nctheory.figures import deep_relu
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import judged
 
 SEEDS = [0, 1, 2]
 CONTROLS = {
@@ -23,20 +23,9 @@ CONTROLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """The experiment's modules `relu` and `relu_problems`, and the bench; they lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        yield [importlib.import_module(name) for name in ("_ufm.relu", "_ufm.relu_problems", "_bench")]
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-
-
 @pytest.fixture
-def ideal(modules):
+def ideal():
     """What the starts would store if theory were right: each ends where it began, random ones at collapse."""
-    relu, problems, _ = modules
     with jax.enable_x64(True):
         listed = problems.conditions(problems.Scale(graphs=((6, 3), (6, 4))))
         predicted = [problems.predict(each) for each in listed]
@@ -57,10 +46,6 @@ def ideal(modules):
     return xr.Dataset(arrays, coords={"seed": SEEDS, **coords})
 
 
-def judged(modules, data):
-    return {claim.id: claim for claim in modules[0].judge(data)}
-
-
 def where(data, **wanted):
     keep = np.ones(data.sizes["condition"], dtype=bool)
     for name, value in wanted.items():
@@ -69,8 +54,8 @@ def where(data, **wanted):
     return np.flatnonzero(keep)
 
 
-def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ideal):
-    claims = judged(modules, ideal)
+def test_what_theory_says_is_supported_and_every_control_is_refuted(ideal):
+    claims = judged(relu, ideal)
     assert set(claims) == set(CONTROLS) | {f"{name}/{each}" for name, those in CONTROLS.items() for each in those}
     assert all(claim.holds for claim in claims.values()), [str(each) for each in claims.values() if not each.holds]
     assert all(claim.num_nonfinite == 0 for claim in claims.values())
@@ -86,34 +71,30 @@ def test_what_theory_says_is_supported_and_every_control_is_refuted(modules, ide
         ("ReLU/graph-below-collapse", {"num_classes": 6, "depth": 4}, 1.1),
     ],
 )
-def test_a_broken_law_is_refuted(modules, ideal, claim, changed, factor):
+def test_a_broken_law_is_refuted(ideal, claim, changed, factor):
     at = where(ideal, **changed)
     name = {"ReLU/explicit-points": "explicit_loss", "ReLU/two-classes-threshold": "predicted_level"}.get(claim, "loss")
     ideal[name][at] *= factor
-    assert judged(modules, ideal)[claim].verdict == "refuted"
+    assert judged(relu, ideal)[claim].verdict == "refuted"
 
 
-def test_starts_above_collapse_do_not_count_as_lower_losses(modules, ideal):
+def test_starts_above_collapse_do_not_count_as_lower_losses(ideal):
     ideal["loss"][where(ideal, num_classes=4)] *= 1.1
-    assert judged(modules, ideal)["ReLU/two-classes-collapse/four-classes"].verdict == "supported"
+    assert judged(relu, ideal)["ReLU/two-classes-collapse/four-classes"].verdict == "supported"
 
 
-def test_a_failed_seed_is_counted_and_leaves_the_claims_open(modules, ideal):
+def test_a_failed_seed_is_counted_and_leaves_the_claims_open(ideal):
     ideal["finite"][:, 1] = 0
     ideal["loss"][:, 1] = np.nan
-    for claim in judged(modules, ideal).values():
+    for claim in judged(relu, ideal).values():
         assert claim.num_nonfinite == 1
         assert claim.verdict == "inconclusive"
 
 
 @pytest.mark.slow
-def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
-    relu, problems, bench = modules
+def test_the_measurement_at_its_smallest_size(measure, monkeypatch):
     monkeypatch.setattr(problems, "SMOKE", problems.Scale(two_classes=(3,), graphs=(), others=()))
-    scale = SimpleNamespace(num_seeds=2)
-    with bench.Bench(scale, SEEDS, tmp_path, progress=False) as runs:
-        relu.prepare(runs)
-        data = relu.measure(runs)
+    data = measure(relu, SEEDS, SimpleNamespace(num_seeds=2))
     assert data.sizes == {"condition": 7, "seed": 3}
     for variable in data.data_vars.values():
         assert variable.attrs["units"] == "dimensionless"
@@ -134,8 +115,7 @@ def test_the_measurement_at_its_smallest_size(modules, monkeypatch, tmp_path):
     np.testing.assert_allclose(point.loss / point.predicted_collapse_loss, 1, rtol=1e-3)
 
 
-def test_explicit_points_are_those_of_the_problem(modules):
-    relu, problems, _ = modules
+def test_explicit_points_are_those_of_the_problem():
     with jax.enable_x64(True):
         condition = problems.Condition(6, 4, 1, 1e-3, "graph")
         config = relu.config_of(condition)
@@ -147,8 +127,7 @@ def test_explicit_points_are_those_of_the_problem(modules):
         assert condition.theory.graph_loss < condition.theory.collapse_loss
 
 
-def test_the_panel_draws_a_line_and_points_for_every_number_of_classes(modules, ideal):
-    _, problems, _ = modules
+def test_the_panel_draws_a_line_and_points_for_every_number_of_classes(ideal):
     curves = xr.Dataset(problems.curves(SimpleNamespace(num_seeds=2)))
     assert curves.sizes == {"relu_classes": 3, "relu_depth": 2}
     assert all(variable.attrs["definition"] for variable in curves.variables.values())

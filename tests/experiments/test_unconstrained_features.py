@@ -1,18 +1,19 @@
 """The unconstrained-feature experiment at its smallest size: what it stores and claims, and that both are redrawn."""
 
-import importlib.util
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
+import unconstrained_features
 import xarray as xr
+from _ufm import conditions, predictions
+from _ufm.sizes import sized_problem
 
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmParams, UfmProblem, repeat_classes
 from nctheory.simulator.solver import gradient_norm
-from tests.experiments.conftest import ROOT, run_script
+from tests.experiments.conftest import run_script
 
 SCRIPT = "experiments/unconstrained_features.py"
 FIGURES = ("collapse_by_layer", "class_norms", "mode_landscape", "minority_angle", "deep_losses")
@@ -41,19 +42,6 @@ def smoke(tmp_path_factory):
 def tree(smoke):
     with xr.open_datatree(smoke / "history.nc") as stored:
         return stored.load()
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    """The script as a module; its helpers lie beside it."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        spec = importlib.util.spec_from_file_location("unconstrained_script", ROOT / SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
 
 
 def test_the_history_has_its_groups_dimensions_and_units(tree):
@@ -151,25 +139,23 @@ def test_the_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == wanted
 
 
-def test_a_broken_law_is_refuted_and_a_failed_seed_is_counted(tree, experiment):
+def test_a_broken_law_is_refuted_and_a_failed_seed_is_counted(tree):
     broken = tree.copy(deep=True)
     broken["minima"]["predicted_loss"][:] *= 1 + 1e-6
     broken["minima"]["nc2_weight_gof"][:] += 1e-3
     broken["descent"]["nc1"][:] += 1
-    verdicts = {claim.id: claim.verdict for claim in experiment.judge(broken).claims}
+    verdicts = {claim.id: claim.verdict for claim in unconstrained_features.judge(broken).claims}
     assert verdicts["MSE/never-below"] == "refuted"
     assert verdicts["CE/minimum-loss"] == "refuted"
     assert verdicts["GD/collapse-at-every-layer"] == "refuted"
     damaged = tree.copy(deep=True)
     damaged["minima"]["finite"][:, 2] = 0
-    after = {claim.id: claim for claim in experiment.judge(damaged).claims}
+    after = {claim.id: claim for claim in unconstrained_features.judge(damaged).claims}
     assert after["MSE/never-below"].num_nonfinite == 1
     assert after["MSE/never-below"].verdict == "inconclusive"
 
 
-def test_formulas_with_nothing_wrong_are_the_theory(experiment):
-    from _ufm import conditions, predictions
-
+def test_formulas_with_nothing_wrong_are_the_theory():
     with jax.enable_x64(True):
         for condition in conditions.conditions(conditions.DEFAULT):
             if condition.loss == "mse" and condition.bias == "none":
@@ -177,9 +163,7 @@ def test_formulas_with_nothing_wrong_are_the_theory(experiment):
                 assert right == pytest.approx(float(predictions.predict(condition)["loss"]), rel=1e-12)
 
 
-def test_class_sizes_as_numbers_are_the_problem_with_all_samples(experiment):
-    from _ufm.sizes import sized_problem
-
+def test_class_sizes_as_numbers_are_the_problem_with_all_samples():
     with jax.enable_x64(True):
         named = {"loss": "cross_entropy", "weight_decay": 0.02, "feature_decay": 0.03}
         small = sized_problem((5, 2, 1), 4, 2, **named)
