@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nctheory import plotting
-from nctheory.figures.coarse_labels import partner_order
+from nctheory.figures.coarse_labels import draw_matrix, mean_over_seeds, relative_distances
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _COLORS = tuple(plotting.OKABE_ITO[name] for name in ("blue", "orange", "green", "purple", "vermillion"))
 _MAX_PANELS = 5
+# The names of a hundred classes would not fit.
+_MOST_NAMES = 20
 _CURVES = {
     "clp": ("cluster and probe", "blue", "o", "-"),
     "fine_probe": ("probe, true classes", "green", "^", "-"),
@@ -41,14 +43,7 @@ def distance_matrix(history: "xr.Dataset", checkpoint: int) -> np.ndarray:
     Returns:
         Matrix with entries in 0..1, dimensionless; NaN if every seed diverged.
     """
-    chosen = history.isel(checkpoint=checkpoint)
-    within = chosen["within_variances"].values
-    distances = chosen["class_distances"].values + within[:, :, None] + within[:, None, :]
-    finite = distances[np.isfinite(distances).all(axis=(1, 2))]
-    order = partner_order(history)
-    if not len(finite):
-        return np.full(distances.shape[1:], np.nan)
-    return (finite / finite.max(axis=(1, 2), keepdims=True)).mean(axis=0)[np.ix_(order, order)]
+    return relative_distances(history.isel(checkpoint=checkpoint))
 
 
 def summary(history: "xr.Dataset", name: str) -> dict[str, np.ndarray]:
@@ -61,12 +56,8 @@ def summary(history: "xr.Dataset", name: str) -> dict[str, np.ndarray]:
     Returns:
         "measured", "low" and "high" over checkpoints, in the variable's unit; ends are NaN with fewer than two seeds.
     """
-    from nctheory.claims import mean_interval
-
     values = history[name].values
-    values = values[..., 0] if values.ndim == 3 else values
-    intervals = [mean_interval(column) for column in values.T]
-    return {key: np.array([getattr(i, key) for i in intervals]) for key in ("measured", "low", "high")}
+    return mean_over_seeds(values[..., 0] if values.ndim == 3 else values)
 
 
 def reference_levels(history: "xr.Dataset") -> dict[str, float]:
@@ -77,23 +68,6 @@ def reference_levels(history: "xr.Dataset") -> dict[str, float]:
         "trained on original classes": float(ordinary.mean()) if ordinary.size else float("nan"),
         "raw pixels, cluster and probe": float(history["raw_clp"]),
     }
-
-
-def _draw_matrix(axes: "Axes", history: "xr.Dataset", checkpoint: int, title: str) -> Any:
-    order = partner_order(history)
-    image = axes.imshow(distance_matrix(history, checkpoint), vmin=0, vmax=1, cmap=plotting.SEQUENTIAL_MAP)
-    for edge in np.flatnonzero(np.diff(history["coarse_label"].values[order])) + 0.5:
-        axes.axhline(edge, color="white", linewidth=0.8)
-        axes.axvline(edge, color="white", linewidth=0.8)
-    # The names of a hundred classes would not fit.
-    names = [str(name) for name in history["fine"].values[order]] if order.size <= 20 else []
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.set_title(title)
-    axes.set_xlabel("original class")
-    return image
 
 
 def _epoch_axis(axes: "Axes", history: "xr.Dataset") -> np.ndarray:
@@ -168,7 +142,8 @@ def draw(history: "xr.Dataset") -> "Figure":
         last = int(history["checkpoint"].values[-1])
         titles = {0: "untrained", -1: f"after {last} epochs on super-classes"}
         images = [
-            _draw_matrix(axes, history, at, title) for axes, (at, title) in zip(upper, titles.items(), strict=True)
+            draw_matrix(axes, distance_matrix(history, at), history, title, most_names=_MOST_NAMES, rotation=90)
+            for axes, (at, title) in zip(upper, titles.items(), strict=True)
         ]
         upper[0].set_ylabel("original class")
         parts[0].colorbar(images[0], ax=upper, label="mean squared distance\n/ largest (dimensionless)", shrink=0.9)

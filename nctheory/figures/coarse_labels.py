@@ -48,25 +48,55 @@ def distance_matrix(history: "xr.Dataset", arm: str, step: int) -> np.ndarray:
     Returns:
         Matrix with entries in 0..1, dimensionless; NaN if no seed is finite.
     """
-    chosen = history.sel(arm=arm).isel(step=step)
+    return relative_distances(history.sel(arm=arm).isel(step=step))
+
+
+def relative_distances(chosen: "xr.Dataset") -> np.ndarray:
+    """Mean squared distance between samples of two classes over the largest one, averaged over seeds.
+
+    D(c, c') = |mu_c - mu_c'|^2 + tr S_c + tr S_c', each seed divided by its largest entry; classes in `partner_order`.
+    A seed that diverged, or whose samples all lie at one point, is left out.
+
+    Args:
+        chosen: A record at one step: `class_distances` (seed, fine, other_fine), `within_variances` (seed, fine) and
+            `coarse_label`.
+
+    Returns:
+        Matrix with entries in 0..1, dimensionless; NaN if no seed is left.
+    """
     within = chosen["within_variances"].values
     distances = chosen["class_distances"].values + within[:, :, None] + within[:, None, :]
-    relative = distances / distances.max(axis=(1, 2), keepdims=True)
-    relative = relative[np.isfinite(relative).all(axis=(1, 2))]
-    order = partner_order(history)
-    mean = relative.mean(axis=0) if len(relative) else np.full(distances.shape[1:], np.nan)
-    return mean[np.ix_(order, order)]
+    largest = distances.max(axis=(1, 2))
+    keep = np.isfinite(distances).all(axis=(1, 2)) & (largest != 0)
+    if not keep.any():
+        return np.full(distances.shape[1:], np.nan)
+    order = partner_order(chosen)
+    return (distances[keep] / largest[keep, None, None]).mean(axis=0)[np.ix_(order, order)]
 
 
-def _draw_matrix(axes: "Axes", history: "xr.Dataset", arm: str, step: int, title: str):
+def draw_matrix(
+    axes: "Axes", matrix: np.ndarray, history: "xr.Dataset", title: str, *, most_names: int, rotation: int = 0
+) -> Any:
+    """Draw a matrix of relative distances; white lines part the super-classes.
+
+    Args:
+        axes: Where.
+        matrix: Entries in 0..1, classes in `partner_order`.
+        history: The record that names the classes.
+        title: Above the matrix.
+        most_names: Classes whose names fit beside the axes; of more, none is written.
+        rotation: Of the names below (degrees).
+
+    Returns:
+        The image, for a colour bar.
+    """
     order = partner_order(history)
-    names = history["fine"].values[order]
-    image = axes.imshow(distance_matrix(history, arm, step), vmin=0, vmax=1, cmap=plotting.SEQUENTIAL_MAP)
-    labels = history["coarse_label"].values[order]
-    for edge in np.flatnonzero(np.diff(labels)) + 0.5:
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap=plotting.SEQUENTIAL_MAP)
+    for edge in np.flatnonzero(np.diff(history["coarse_label"].values[order])) + 0.5:
         axes.axhline(edge, color="white", linewidth=0.8)
         axes.axvline(edge, color="white", linewidth=0.8)
-    axes.set_xticks(range(len(names)), names)
+    names = [str(name) for name in history["fine"].values[order]] if order.size <= most_names else []
+    axes.set_xticks(range(len(names)), names, rotation=rotation)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.grid(False)
@@ -105,9 +135,21 @@ def score_summary(history: "xr.Dataset", arm: str) -> dict[str, np.ndarray]:
     Returns:
         "measured", "low" and "high" over steps, dimensionless; NaN with fewer than two finite seeds.
     """
+    return mean_over_seeds(history["clp"].sel(arm=arm).values)
+
+
+def mean_over_seeds(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean over the finite seeds, axis 0, with its 95 % Student interval, along axis 1.
+
+    Args:
+        values: A score of every seed (axis 0) at every record (axis 1), in any unit.
+
+    Returns:
+        "measured", "low" and "high" over records, in that unit; ends are NaN with fewer than two finite seeds.
+    """
     from nctheory.claims import mean_interval
 
-    intervals = [mean_interval(column) for column in history["clp"].sel(arm=arm).values.T]
+    intervals = [mean_interval(column) for column in values.T]
     return {name: np.array([getattr(i, name) for i in intervals]) for name in ("measured", "low", "high")}
 
 
@@ -168,7 +210,8 @@ def draw(history: "xr.Dataset") -> "Figure":
         rows = [parts[0].subplots(1, 3), parts[1].subplots(1, 3)]
         images = []
         for upper, lower, (arm, step, title) in zip(*rows, panels, strict=True):
-            images.append(_draw_matrix(upper, history, arm, step, title))
+            matrix = distance_matrix(history, arm, step)
+            images.append(draw_matrix(upper, matrix, history, title, most_names=matrix.shape[0]))
             _draw_embedding(lower, history, arm, "initial" if step == 0 else "final", title)
         rows[0][0].set_ylabel("original class")
         label = "mean squared distance\n/ largest (dimensionless)"
