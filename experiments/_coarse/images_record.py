@@ -67,22 +67,8 @@ def collect(
     last = epochs[-1]
     variables: dict[str, Any] = {name: ((), value, _UNITLESS) for name, value in raw.items()}
     num_fine = len(data.class_names)
-    sizes = {"fine": num_fine, "other_fine": num_fine, "draw": 2}
-    for name in score_names():
-        dims = _DIMS.get(name, _AT)
-        empty = np.full([sizes[dim] for dim in dims[2:]], np.nan)
-        values = [
-            [empty if run is None else np.asarray(run.checkpoints[epoch][name]) for epoch in epochs]
-            for run in runs["coarse"]
-        ]
-        variables[name if name != "seconds" else "score_seconds"] = (dims, np.array(values, float), _attributes(name))
-    for name in CURVES:
-        values = [
-            [np.full(last, np.nan) if run is None else getattr(run.history, name) for run in runs[training]]
-            for training in TRAININGS
-        ]
-        units = {"seconds": "s", "train_loss": "nat", "test_loss": "nat"}.get(name, "dimensionless")
-        variables[f"curve_{name}"] = (("training", "seed", "epoch"), np.array(values), {"units": units})
+    variables |= _scores(runs["coarse"], epochs, num_fine)
+    variables |= _curves(runs, last)
     variables |= _ordinary(runs["ordinary"], last, num_fine)
     variables |= _drawn(data, runs["coarse"], last)
     coordinates = {
@@ -94,6 +80,37 @@ def collect(
         "other_fine": list(data.class_names),
     }
     return xr.Dataset(variables, coordinates, dict(attributes))
+
+
+def _scores(runs: Sequence[Any], epochs: Sequence[int], num_fine: int) -> dict[str, Any]:
+    """Scores of the coarse networks at every checkpoint."""
+    import numpy as np
+
+    variables: dict[str, Any] = {}
+    sizes = {"fine": num_fine, "other_fine": num_fine, "draw": 2}
+    for name in score_names():
+        dims = _DIMS.get(name, _AT)
+        empty = np.full([sizes[dim] for dim in dims[2:]], np.nan)
+        values = [
+            [empty if run is None else np.asarray(run.checkpoints[epoch][name]) for epoch in epochs] for run in runs
+        ]
+        variables[name if name != "seconds" else "score_seconds"] = (dims, np.array(values, float), _attributes(name))
+    return variables
+
+
+def _curves(runs: Mapping[str, Sequence[Any]], last: int) -> dict[str, Any]:
+    """Losses and accuracies of both trainings at every epoch."""
+    import numpy as np
+
+    variables: dict[str, Any] = {}
+    for name in CURVES:
+        values = [
+            [np.full(last, np.nan) if run is None else getattr(run.history, name) for run in runs[training]]
+            for training in TRAININGS
+        ]
+        units = {"seconds": "s", "train_loss": "nat", "test_loss": "nat"}.get(name, "dimensionless")
+        variables[f"curve_{name}"] = (("training", "seed", "epoch"), np.array(values), {"units": units})
+    return variables
 
 
 def _ordinary(runs: Sequence[Any], last: int, num_fine: int) -> dict[str, Any]:
