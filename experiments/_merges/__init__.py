@@ -1,0 +1,1 @@
+"""Parts of experiments/coarse_merges.py."""
