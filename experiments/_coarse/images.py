@@ -106,7 +106,9 @@ def _train_coarse(job: Job, spec: Any, data: "CoarseImages", seed: int, iteratio
         last = epoch == job.images.num_epochs
         return images_scores.at_checkpoint(network, data, seed=seed, last=last, tsne_iterations=iterations)
 
-    return _train(spec, job.training(), data.coarse, seed, folder, f"{data.label_map.num_coarse} super-classes", scores)
+    return train_one(
+        spec, job.training(), data.coarse, seed, folder, f"{data.label_map.num_coarse} super-classes", scores
+    )
 
 
 def _train_ordinary(job: Job, spec: Any, data: "CoarseImages", seed: int, folder: Path) -> Any:
@@ -119,10 +121,11 @@ def _train_ordinary(job: Job, spec: Any, data: "CoarseImages", seed: int, folder
         return images_scores.geometry(network, data.ordinary, data.labels[1][0], num_fine=num_fine)[0]
 
     config = job.training(last_only=True)
-    return _train(spec, config, data.ordinary, seed, folder, f"all {num_fine} classes", scores)
+    return train_one(spec, config, data.ordinary, seed, folder, f"all {num_fine} classes", scores)
 
 
-def _train(spec: Any, config: Any, images: Any, seed: int, folder: Path, what: str, scores: Any) -> Any:
+def train_one(spec: Any, config: Any, images: Any, seed: int, folder: Path, what: str, scores: Any) -> Any:
+    """Train one network, or take up what `folder` holds of it; None if its loss is not finite."""
     from nctheory import vision
 
     print(f"seed {seed}: training on {what}", flush=True)
@@ -160,8 +163,8 @@ def measure(job: Job, spec: Any, data: "CoarseImages", folder: RunFolder) -> "xr
     raw = cached(folder.parts / "pixels.npz", names, lambda: images_scores.of_pixels(data))
     runs = train(job, spec, data, folder.parts)
     seeds = range(job.seed, job.seed + job.num_seeds)
-    attributes = _attributes(job, data)
-    history = images_record.collect(data, seeds, job.images.epochs, runs, raw, attributes)
+    facts = attributes(job, data)
+    history = images_record.collect(data, seeds, job.images.epochs, runs, raw, facts)
     folder.write_history(history)
     finished = [run for each in runs.values() for run in each if run is not None]
     folder.write_manifest(
@@ -176,7 +179,8 @@ def measure(job: Job, spec: Any, data: "CoarseImages", folder: RunFolder) -> "xr
     return history
 
 
-def _attributes(job: Job, data: "CoarseImages") -> dict[str, Any]:
+def attributes(job: Job, data: "CoarseImages") -> dict[str, Any]:
+    """What the record says about itself."""
     return {
         "kind": KIND,
         "title": f"{job.dataset} ({data.copy}), labels {job.labels}, network {job.network}",

@@ -26,7 +26,7 @@ class ImageOptions:
     """Lambda of the objective loss + lambda/2 |parameters|^2."""
     momentum: float = 0.9
     """Coefficient of Nesterov's momentum."""
-    augment: Literal["auto", "none", "crop_flip"] = "auto"
+    augment: Literal["auto", "none", "crop", "crop_flip"] = "auto"
     """Random views: "auto" is crop_flip, but none for digits, mnist and svhn_cropped, which cannot be mirrored."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the activations: "auto" is bfloat16 on GPU and TPU, float32 on CPU."""

@@ -40,6 +40,13 @@ def _attributes(name: str) -> dict[str, str]:
     return _SQUARED if name in _SQUARES else _UNITLESS
 
 
+def described(name: str, num_fine: int) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, str]]:
+    """Dimensions of a score, its shape in one network at one checkpoint, and its attributes."""
+    dims = _DIMS.get(name, _AT)
+    sizes = {"fine": num_fine, "other_fine": num_fine, "draw": 2}
+    return dims, tuple(sizes[dim] for dim in dims[2:]), _attributes(name)
+
+
 def collect(
     data: "CoarseImages",
     seeds: Sequence[int],
@@ -87,14 +94,13 @@ def _scores(runs: Sequence[Any], epochs: Sequence[int], num_fine: int) -> dict[s
     import numpy as np
 
     variables: dict[str, Any] = {}
-    sizes = {"fine": num_fine, "other_fine": num_fine, "draw": 2}
     for name in score_names():
-        dims = _DIMS.get(name, _AT)
-        empty = np.full([sizes[dim] for dim in dims[2:]], np.nan)
+        dims, shape, of_name = described(name, num_fine)
+        empty = np.full(shape, np.nan)
         values = [
             [empty if run is None else np.asarray(run.checkpoints[epoch][name]) for epoch in epochs] for run in runs
         ]
-        variables[name if name != "seconds" else "score_seconds"] = (dims, np.array(values, float), _attributes(name))
+        variables[name if name != "seconds" else "score_seconds"] = (dims, np.array(values, float), of_name)
     return variables
 
 

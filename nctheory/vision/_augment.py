@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, UInt8
 
-AUGMENTATIONS = ("none", "crop_flip")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
 def augment(name: str, key: Key[Array, ""], images: UInt8[Array, "N H W C"], *, pad: int) -> UInt8[Array, "N H W C"]:
     """Draw one random view of every image.
 
-    "crop_flip": the image is padded with `pad` black pixels (level 0) on each side, cropped to its own size at one of
-    the (2 pad + 1)^2 places, all equally likely, and mirrored left to right with probability 1/2. "none": unchanged.
+    "crop": the image is padded with `pad` black pixels (level 0) on each side and cropped to its own size at one of the
+    (2 pad + 1)^2 places, all equally likely. "crop_flip": the same crops, mirrored left to right with probability 1/2.
+    "none": unchanged.
 
     Args:
         name: One of `AUGMENTATIONS`.
@@ -27,7 +28,6 @@ def augment(name: str, key: Key[Array, ""], images: UInt8[Array, "N H W C"], *, 
     count, height, width, channels = images.shape
     place, mirror = jax.random.split(key)
     corners = jax.random.randint(place, (count, 2), 0, 2 * pad + 1, dtype=jnp.int32)
-    flips = jax.random.bernoulli(mirror, 0.5, (count,))
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     zero = jnp.zeros((), jnp.int32)
 
@@ -35,4 +35,7 @@ def augment(name: str, key: Key[Array, ""], images: UInt8[Array, "N H W C"], *, 
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], zero), (height, width, channels))
 
     crops = jax.vmap(crop)(padded, corners)
+    if name == "crop":
+        return crops
+    flips = jax.random.bernoulli(mirror, 0.5, (count,))
     return jnp.where(flips[:, None, None, None], crops[:, :, ::-1, :], crops)

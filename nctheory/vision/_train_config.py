@@ -37,7 +37,7 @@ class ImageTrainConfig:
         factor: that multiplier, in (0, 1].
         warmup: fraction of the training, in [0, 1), in which "one_cycle" rises.
         loss: "cross_entropy", or "mse" on one-hot targets, |f - y|^2/(2N).
-        augment: "none", or "crop_flip": random crop of the padded image and random mirror image.
+        augment: "none", "crop": random crop of the padded image, or "crop_flip": that and a random mirror image.
         pad: black pixels on each side before cropping, >= 0.
         compute_dtype: "float32"; "bfloat16" for the activations, with parameters, batch statistics and loss in float32;
             "auto": bfloat16 on GPU and TPU, float32 on CPU.
@@ -127,3 +127,27 @@ class ImageTrainConfig:
             warmup=self.warmup,
         )
         return rates.reshape(self.num_epochs, steps)
+
+    def memory_factors(self, num_samples: int) -> Float[np.ndarray, " E+1"]:
+        """Share of its initial value that weight decay alone leaves of a decayed parameter, after 0..E epochs.
+
+        The loss adds to parameters, decay multiplies them: a parameter is s_t times its initial value plus what the
+        gradients have added, with s the solution of the update above for the gradient `weight_decay s`, started at
+        s = 1 and v = 0. For small rates s_t^2 = exp(-2 weight_decay sum(rates) / (1 - momentum)). An identity of the
+        update; for a linear feature map it is the whole memory (`theory.memory_factor`, which is its closed form at
+        a constant rate and without Nesterov's term).
+
+        Args:
+            num_samples: number of training images, which sets the steps of an epoch.
+
+        Returns:
+            The factors s, dimensionless; the first is 1.
+        """
+        share, speed, factors = 1.0, 0.0, [1.0]
+        for epoch in self.rates(num_samples):
+            for rate in epoch:
+                slope = self.weight_decay * share
+                speed = self.momentum * speed + slope
+                share -= float(rate) * (slope + self.momentum * speed if self.nesterov else speed)
+            factors.append(share)
+        return np.array(factors)
