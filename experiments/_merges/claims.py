@@ -101,7 +101,10 @@ def _training(history: "xr.Dataset") -> list[Any]:
 
 
 def _similarity(history: "xr.Dataset") -> list[Any]:
-    """Rank correlations over pairs of classes with their distance on the images."""
+    """Rank correlations over pairs of classes with their distance on the images.
+
+    The first holds of untrained networks and of pixels too (see the table); what training adds is the second.
+    """
     from nctheory.figures.coarse_merges import pair_points
 
     points = pair_points(history, history["recovery"].sel(end="final"))
@@ -116,7 +119,7 @@ def _similarity(history: "xr.Dataset") -> list[Any]:
     ]
     points = pair_points(history, growth(history))
     statement = (
-        "Training pulls the like together and the unlike apart: their separation grows with distance (Spearman)."
+        "Training separates unlike pairs more than like ones: growth of separation with distance (Spearman)."
     )
     spec = ClaimSpec("training-sorts-pairs", SOURCE, statement, float("nan"), AtLeast(GROWTH_CORRELATION))
     rows.append(spec.judge(mean_interval(rank_correlation(points.distance, points.values))))

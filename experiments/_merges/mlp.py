@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from _merges.scoring import Labelled, score_names, scorer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import jax
     import numpy as np
 
@@ -99,24 +101,38 @@ def run_all(
     Returns:
         Scores of every (merge, seed), seed fastest, with a leading axis of ends; and times in seconds.
     """
-    from _coarse.store import cached
-    from tqdm.auto import tqdm
-
     from nctheory import simulator
 
     result = simulator.sweep(train, settings, config.seeds, checkpoint=parts / "sweep", description="train")
     features_of = make_features(settings[0], data.inputs)
-    (parts / "scores").mkdir(exist_ok=True)
+    found = _score_all(config, lambda m, j: features_of(result.history.params, m, j), data, merges, parts / "scores")
+    history, rows = result.history, []
+    for m in range(len(merges)):
+        for j in range(len(config.seeds)):
+            row = join(found[m, j, 0], found[m, j, 1])
+            row |= {"train_accuracy": history.train_accuracy[m, j], "test_accuracy": history.test_accuracy[m, j]}
+            rows.append(row)
+    return rows, {"compile_seconds": result.compile_seconds, "run_seconds": result.run_seconds}
+
+
+def _score_all(
+    config: Any, features_of: "Callable[[int, int], Any]", data: "CoarseData", merges: "list[Merge]", folder: Path
+) -> dict[tuple[int, int, int], dict[str, Any]]:
+    """Score every network at both ends, by (merge, seed, end); finished ones are kept in `folder`."""
+    from _coarse.store import cached
+    from tqdm.auto import tqdm
+
+    folder.mkdir(exist_ok=True)
     jobs = [(m, j, end) for j in range(len(config.seeds)) for m in range(len(merges)) for end in range(2)]
 
     def unit(m: int, j: int, end: int) -> dict[str, Any]:
         seed, labels = config.seeds[j], Labelled(data.fine, merges[m].label_map)
 
         def compute():
-            both = features_of(result.history.params, m, j)
-            return score(tuple(part[end] for part in both), labels, seed, trained=end == 1, merge=m)
+            features = tuple(part[end] for part in features_of(m, j))
+            return score(features, labels, seed, trained=end == 1, merge=m)
 
-        path = parts / "scores" / f"{merges[m].name}-{seed}-{ENDS[end]}.npz"
+        path = folder / f"{merges[m].name}-{seed}-{ENDS[end]}.npz"
         return cached(path, score_names(trained=end == 1), compute)
 
     # A thread for every process computes the features, so that few of them are in memory at once.
@@ -129,14 +145,7 @@ def run_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    found = dict(zip(jobs, done, strict=True))
-    history, rows = result.history, []
-    for m in range(len(merges)):
-        for j in range(len(config.seeds)):
-            row = join(found[m, j, 0], found[m, j, 1])
-            row |= {"train_accuracy": history.train_accuracy[m, j], "test_accuracy": history.test_accuracy[m, j]}
-            rows.append(row)
-    return rows, {"compile_seconds": result.compile_seconds, "run_seconds": result.run_seconds}
+    return dict(zip(jobs, done, strict=True))
 
 
 def join(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
