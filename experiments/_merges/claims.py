@@ -118,9 +118,7 @@ def _similarity(history: "xr.Dataset") -> list[Any]:
         spec.control("surrogate", "Surrogates instead.", mean_interval(rank_correlation(null.distance, null.values))),
     ]
     points = pair_points(history, growth(history))
-    statement = (
-        "Training separates unlike pairs more than like ones: growth of separation with distance (Spearman)."
-    )
+    statement = "Training separates unlike pairs more than like ones: growth of separation with distance (Spearman)."
     spec = ClaimSpec("training-sorts-pairs", SOURCE, statement, float("nan"), AtLeast(GROWTH_CORRELATION))
     rows.append(spec.judge(mean_interval(rank_correlation(points.distance, points.values))))
     deals = permuted_correlation(points.distance, points.values)
