@@ -68,8 +68,8 @@ class Config(RunOptions):
     """Image set, a name of nctheory.vision.dataset_names()."""
     data_dir: Path | None = None
     """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    labels: Literal["mod", "consecutive", "random"] = "mod"
-    """How original classes are merged: class mod C, neighbours in number, or at random."""
+    labels: Literal["mod", "consecutive", "random", "semantic"] = "mod"
+    """How original classes are merged: class mod C, neighbours in number, at random, or by likeness."""
     network: str = "mlp"
     """Network: mlp, or an image network of nctheory.vision.networks.network_names() such as resnet-small, resnet18."""
     num_coarse: int = 5

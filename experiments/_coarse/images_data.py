@@ -57,7 +57,12 @@ def load(
     if num_coarse >= num_fine:
         raise ArgumentError(f"Argument `num_coarse` must be below the {num_fine} classes, but is {num_coarse}.")
     mapping = vision.label_map(
-        scheme, num_fine=num_fine, num_coarse=num_coarse, seed=merge_seed, fine_names=train.class_names
+        scheme,
+        num_fine=num_fine,
+        num_coarse=num_coarse,
+        seed=merge_seed,
+        fine_names=train.class_names,
+        dataset=dataset,
     )
     first = vision.Images.of(train.images, train.labels, num_classes=num_fine)
     second = vision.Images.of(test.images, test.labels, num_classes=num_fine, like=first)

@@ -55,11 +55,13 @@ def summary(history: "xr.Dataset", name: str) -> np.ndarray:
 
 def reference_levels(history: "xr.Dataset") -> dict[str, float]:
     """Levels that are drawn as lines, by their label, dimensionless."""
-    return {
-        "untrained network": float(summary(history, "clp")[..., 0].mean()),
-        "raw pixels": float(history["raw_clp"]),
-        "surrogate, no sub-clusters": float(np.nanmean(summary(history, "surrogate")[..., -1])),
+    levels = {
+        "untrained network": summary(history, "clp")[..., 0],
+        "raw pixels": history["raw_clp"].values,
+        "surrogate, no sub-clusters": summary(history, "surrogate")[..., -1],
     }
+    finite = {name: values[np.isfinite(values)] for name, values in levels.items()}
+    return {name: float(values.mean()) if values.size else float("nan") for name, values in finite.items()}
 
 
 def _cells(history: "xr.Dataset") -> list[tuple[int, int, float, float]]:

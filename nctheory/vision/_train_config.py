@@ -128,7 +128,7 @@ class ImageTrainConfig:
         )
         return rates.reshape(self.num_epochs, steps)
 
-    def memory_factors(self, num_samples: int) -> Float[np.ndarray, " E+1"]:
+    def memory_factors(self, num_samples: int) -> Float[np.ndarray, " epochs"]:
         """Share of its initial value that weight decay alone leaves of a decayed parameter, after 0..E epochs.
 
         The loss adds to parameters, decay multiplies them: a parameter is s_t times its initial value plus what the

@@ -91,7 +91,7 @@ def load_coarse(
         ValueError: As `load` and `label_map`.
     """
     train, test = (load(name, split, data_dir) for split in SPLITS)
-    mapping = label_map(scheme, num_fine=train.num_classes, num_coarse=num_coarse, seed=seed)
+    mapping = label_map(scheme, num_fine=train.num_classes, num_coarse=num_coarse, seed=seed, dataset=name)
     levels = [np.asarray(part.images).reshape(part.num_samples, -1) / 255.0 for part in (train, test)]
     mean, std = levels[0].mean(), levels[0].std()
     inputs = [((part - mean) / std).astype(np.float32) for part in levels]

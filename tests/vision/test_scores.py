@@ -88,3 +88,12 @@ def test_bad_shapes_are_refused(data, features, own_errors):
         vision.scores_along_training(data, (features[0], features[1][:, :5]), seed=0)
     with pytest.raises(ValueError, match=r"Argument `features\[0\]` must have shape \(T, 500, d\)"):
         vision.scores_of_controls(data, (features[0][0], features[1]), seed=0)
+
+
+def test_semantic_merges_reach_the_loaded_set():
+    data = vision.load_coarse("digits", "semantic", num_coarse=5)
+    assert data.label_map.table[4] == data.label_map.table[9]
+    assert data.label_map.table[4] != data.label_map.table[5]
+    np.testing.assert_array_equal(data.coarse[0], data.label_map.table[data.fine[0]])
+    with pytest.raises(ValueError, match="semantic"):
+        vision.load_coarse("digits", "semantic", num_coarse=4)

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
+from nctheory import theory
 from nctheory.vision._augment import augment
 from nctheory.vision._schedules import learning_rates
 from nctheory.vision._train_config import ImageTrainConfig
@@ -144,7 +146,55 @@ def test_augmentation_is_a_function_of_its_key(key):
     assert 0 < same.sum() < 20
 
 
+def test_crop_only_draws_the_same_crops_and_never_mirrors(key):
+    images = jnp.asarray(random_levels((200, 5, 4, 3)))
+    crops, mirrored = (np.asarray(augment(name, key, images, pad=1)) for name in ("crop", "crop_flip"))
+    same = (crops == mirrored).all(axis=(1, 2, 3))
+    turned = (crops == mirrored[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ turned).all()
+    assert 50 < turned.sum() < 150
+    np.testing.assert_array_equal(augment("crop", key, images, pad=0), images)
+
+
 # --- configuration ---
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_memory_factors_are_what_sgd_leaves_of_a_parameter_without_gradients(nesterov, schedule):
+    config = ImageTrainConfig(
+        learning_rate=0.3,
+        weight_decay=0.02,
+        momentum=0.8,
+        nesterov=nesterov,
+        schedule=schedule,
+        num_epochs=4,
+        batch_size=8,
+    )
+    rates = config.rates(40)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(0.02),
+        optax.sgd(lambda step: jnp.asarray(rates.ravel(), jnp.float32)[step], 0.8, nesterov=nesterov),
+    )
+    parameter = jnp.ones(())
+    state = optimizer.init(parameter)
+    expected = [1.0]
+    for step in range(1, rates.size + 1):
+        change, state = optimizer.update(jnp.zeros(()), state, parameter)
+        parameter = optax.apply_updates(parameter, change)
+        if step % 5 == 0:
+            expected.append(float(parameter))
+    # 20 float32 steps.
+    np.testing.assert_allclose(config.memory_factors(40), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_factors_are_the_closed_form_of_the_theory_and_one_without_decay():
+    config = ImageTrainConfig(learning_rate=0.1, weight_decay=5e-3, schedule="constant", num_epochs=6, batch_size=10)
+    steps = np.arange(7) * 10
+    expected = theory.memory_factor(steps, learning_rate=0.1, weight_decay=5e-3, momentum=0.9)
+    np.testing.assert_allclose(config.memory_factors(100), expected, rtol=1e-5)
+    none = dataclasses.replace(config, weight_decay=0.0)
+    np.testing.assert_array_equal(none.memory_factors(100), 1)
 
 
 @pytest.mark.parametrize(
