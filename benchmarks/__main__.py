@@ -13,6 +13,8 @@ COMMANDS = (
     ("sweep_speed", "--threads", "2", "--out", str(RESULTS / "sweep_2_threads.json")),
     ("sweep_speed", "--threads", "1", "--chunk-repeats", "0", "--out", str(RESULTS / "sweep_1_thread.json")),
     ("ufm_speed", "--threads", "2", "--out", str(RESULTS / "ufm_2_threads.json")),
+    ("images_speed", "--out", str(RESULTS / "images.json")),
+    ("probe_speed", "--out", str(RESULTS / "probe.json")),
     ("metrics_speed", "--out", str(RESULTS / "metrics.json")),
 )
 
