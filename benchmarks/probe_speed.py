@@ -94,7 +94,8 @@ def plain_sklearn(config: Config, train: Sample, test: Sample) -> float:
     names = np.empty(2 * config.num_coarse, int)
     for label in range(config.num_coarse):
         mine = train.coarse == label
-        found = KMeans(2, n_init=NUM_STARTS, random_state=0).fit_predict(train.features[mine])
+        options: dict[str, Any] = {"n_init": NUM_STARTS, "random_state": 0}
+        found = KMeans(2, **options).fit_predict(train.features[mine])
         clusters[mine] = 2 * label + found
         fine = np.unique(train.fine[mine])
         votes = [[np.sum((found == k) & (train.fine[mine] == c)) for c in fine] for k in range(2)]

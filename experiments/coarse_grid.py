@@ -9,16 +9,16 @@ grid and along training. At every checkpoint the original classes are rebuilt fr
 """
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from _coarse import images as image_runs
 from _coarse.grid import GridJob, measure
 from _coarse.grid_claims import judge, table
 from _coarse.images_options import ImageOptions
+from _coarse.options import DataOptions
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import check_integer, compile_in_a_hurry, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -32,23 +32,15 @@ DEFAULT_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunOptions):
+class Config(DataOptions):
     """Train on merged labels over learning rates and weight decays, and rebuild the original classes in every cell."""
 
     num_seeds: int | None = None
     """Number of seeds in every cell, at least 2; default 3. The intervals are over them."""
-    dataset: str = "digits"
-    """Image set, a name of nctheory.vision.dataset_names()."""
-    data_dir: Path | None = None
-    """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     labels: Literal["mod", "consecutive", "random", "semantic"] = "mod"
     """How original classes are merged: class mod C, neighbours in number, at random, or by likeness."""
-    network: str = "resnet-small"
-    """Network, a name of nctheory.vision.networks.network_names()."""
     num_coarse: int = 5
     """Number of super-classes C."""
-    merge_seed: int = 0
-    """Names the merge of `--labels random`."""
     learning_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
     """Largest rates of the schedule."""
     weight_decays: tuple[float, ...] = (5e-3, 5e-4, 5e-5)

@@ -11,18 +11,17 @@ options under `--images`.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from _coarse import images as image_runs
 from _coarse.claims import ARMS, controls_table, judge
-from _coarse.images_options import ImageOptions
+from _coarse.options import MlpOptions
+from _coarse.pool import score_all
 from _coarse.record import collect, score_names
-from _coarse.scoring import scorer
+from _coarse.scoring import score_run
 from _coarse.store import cached
 from _report import print_verdict, redraw, store
 
@@ -36,24 +35,12 @@ if TYPE_CHECKING:
     from nctheory.vision import CoarseData
 
 EXPERIMENT = "coarse_labels"
-IMAGE_DEFAULTS = ImageOptions()
-# Options that say how the MLP is trained and nothing else; image networks have theirs under `images`.
-MLP_OPTIONS = (
-    "widths",
-    "init_scale",
-    "weight_decay",
-    "learning_rate",
-    "momentum",
-    "batch_size",
-    "num_steps",
-    "num_records",
-)
 # Beyond the streams that training derives from a key.
 REPLICA_STREAM = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunOptions):
+class Config(MlpOptions):
     """Train on merged labels, then rebuild the original classes from the features.
 
     Defaults were chosen on seeds from 1000 on; the reported seeds took no part. Image networks (--network other than
@@ -64,40 +51,20 @@ class Config(RunOptions):
     """Number of seeds; the intervals are over them. MLP: at least 2, default 8. Image networks: default 1, which
     decides no claim."""
 
-    dataset: str = "digits"
-    """Image set, a name of nctheory.vision.dataset_names()."""
-    data_dir: Path | None = None
-    """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     labels: Literal["mod", "consecutive", "random", "semantic"] = "mod"
     """How original classes are merged: class mod C, neighbours in number, at random, or by likeness."""
-    network: str = "mlp"
-    """Network: mlp, or an image network of nctheory.vision.networks.network_names() such as resnet-small, resnet18."""
     num_coarse: int = 5
     """Number of super-classes C."""
-    merge_seed: int = 0
-    """Names the merge of `--labels random`."""
-    widths: tuple[int, ...] = (256, 256)
-    """MLP: hidden widths."""
     init_scale: float = 0.3
     """MLP: initial weights of the arms "plain" and "decay", as a multiple of He-normal; "standard_init" uses 1."""
     weight_decay: float = 0.01
     """MLP: weight decay lambda of the arm "decay" (objective: loss + lambda/2 |weights|^2); the others have none."""
-    learning_rate: float = 0.1
-    """MLP: first step size of momentum gradient descent; it falls to 0 along a half cosine."""
-    momentum: float = 0.9
-    """MLP: heavy-ball coefficient."""
-    batch_size: int = 128
-    """MLP: images an update."""
-    num_steps: int = 1200
-    """MLP: updates."""
     num_records: int = 7
     """MLP: log-spaced steps at which everything is measured, the first before training."""
     num_tsne_seeds: int = 3
     """Seeds on which the slow t-SNE variant runs, at both ends of training (image networks: at the last checkpoint)."""
     tsne_iterations: int = 300
     """Gradient steps of t-SNE; 0 leaves it out (image networks only)."""
-    images: ImageOptions = IMAGE_DEFAULTS
-    """Training of image networks."""
 
     def __post_init__(self):
         """Check what needs no data."""
@@ -115,20 +82,7 @@ class Config(RunOptions):
         if not self.weight_decay > 0:
             raise ArgumentError(f"Argument `weight_decay` must be > 0, but is {self.weight_decay}.")
         self.images.check()
-        # A number that would be ignored is worse than an error.
-        default = {f.name: f.default for f in dataclasses.fields(self)}
-        foreign = MLP_OPTIONS if self.takes_images else ("images",)
-        for name in foreign:
-            if getattr(self, name) != default[name]:
-                place = "the MLP; image networks have theirs under --images" if self.takes_images else "image networks"
-                raise ArgumentError(
-                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
-                )
-
-    @property
-    def takes_images(self) -> bool:
-        """Whether the network is an image network."""
-        return self.network not in NETWORKS
+        self.check_foreign("num_records")
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -167,10 +121,6 @@ def _mlp(config: Config, init_scale: float):
     return simulator.MLPSpec(widths=config.widths, activation="relu", init_scale=init_scale)
 
 
-NETWORKS: dict[str, Callable[[Config, float], Any]] = {"mlp": _mlp}
-"""Builders of model specifications: a new network is a new entry."""
-
-
 def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: int | None = None):
     """Training run of one arm; with `num_labels` = number of original classes, ordinary training on those."""
     from nctheory import simulator
@@ -180,7 +130,7 @@ def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: in
     fixed = simulator.FixedData(*sets, num_labels=num_labels or config.num_coarse, num_fine=len(data.class_names))
     return simulator.TrainConfig(
         data=fixed,
-        model=NETWORKS[config.network](config, 1.0 if arm == "standard_init" else config.init_scale),
+        model=_mlp(config, 1.0 if arm == "standard_init" else config.init_scale),
         loss="cross_entropy",
         optimizer="momentum",
         learning_rate=config.learning_rate,
@@ -196,12 +146,10 @@ def train_config(config: Config, data: "CoarseData", arm: str, *, num_labels: in
 
 def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: Path) -> dict[str, dict[str, Any]]:
     """Score every (arm, seed); finished units are kept in `parts`, so that a killed run continues from them."""
-    from tqdm.auto import tqdm
-
     parts.mkdir(exist_ok=True)
     result, features_of = sweeps["coarse"], make_features(config, data)
 
-    def unit(arm: str, row: int, column: int) -> dict[str, Any]:
+    def unit(score: Callable[..., dict[str, Any]], arm: str, row: int, column: int) -> dict[str, Any]:
         seed = int(result.seeds[column])
         iterations = {"embedding": config.tsne_iterations if column == 0 else None}
         iterations["scores"] = config.tsne_iterations if column < config.num_tsne_seeds else None
@@ -212,16 +160,7 @@ def evaluate(config: Config, data: "CoarseData", sweeps: dict[str, Any], parts: 
         return cached(parts / f"{arm}-{seed}.npz", score_names(arm, first=column == 0), compute)
 
     jobs = [(arm, i, j) for j in range(len(config.seeds)) for i, arm in enumerate((*ARMS, "replica"))]
-    # A thread for every process computes the features, so that few of them are in memory at once.
-    with (
-        scorer(1 if config.smoke else os.cpu_count() or 1) as (score, num_workers),
-        ThreadPoolExecutor(num_workers) as pool,
-    ):
-        try:
-            done = list(tqdm(pool.map(lambda job: unit(*job), jobs), total=len(jobs), desc="cluster and probe"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    done = score_all(jobs, unit, score_run, alone=config.smoke)
     return {f"{arm}/{j}": scores for (arm, _, j), scores in zip(jobs, done, strict=True)}
 
 

@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _coarse.images_options import ImageOptions
+from _coarse.options import MLP_OPTIONS, MlpOptions
 from _merges.claims import judge, table
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import check_integer, compile_in_a_hurry, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -34,22 +34,10 @@ if TYPE_CHECKING:
     from _merges.pairings import Merge
 
 EXPERIMENT = "coarse_merges"
-IMAGE_DEFAULTS = ImageOptions()
-# Options that say how the MLP is trained and nothing else; image networks have theirs under `images`.
-MLP_OPTIONS = (
-    "widths",
-    "init_scale",
-    "weight_decay",
-    "learning_rate",
-    "momentum",
-    "batch_size",
-    "num_steps",
-    "num_train",
-)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunOptions):
+class Config(MlpOptions):
     """Train on merged pairs of classes, rebuild the classes, and compare merges.
 
     Defaults and criteria were chosen on seeds from 1000 on; the reported seeds took no part.
@@ -58,34 +46,10 @@ class Config(RunOptions):
     num_seeds: int | None = None
     """Number of seeds, at least 2 (8 for the MLP's control that compares two halves of them); the intervals are over
     them. Default: 8 with the MLP, 4 with an image network."""
-    dataset: str = "digits"
-    """Image set with an even number of classes, a name of nctheory.vision.dataset_names()."""
-    data_dir: Path | None = None
-    """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    network: str = "mlp"
-    """Network: mlp, or an image network of nctheory.vision.networks.network_names() such as resnet-small, resnet18."""
     num_random: int = 9
     """Number of random pairings; F - 1 of them hold every pair of F classes once."""
-    merge_seed: int = 0
-    """Names the random pairings."""
-    widths: tuple[int, ...] = (256, 256)
-    """MLP: hidden widths."""
-    init_scale: float = 0.3
-    """MLP: initial weights as a multiple of He-normal."""
-    weight_decay: float = 0.0
-    """MLP: weight decay lambda (objective: loss + lambda/2 |weights|^2)."""
-    learning_rate: float = 0.1
-    """MLP: first step size of momentum gradient descent; it falls to 0 along a half cosine."""
-    momentum: float = 0.9
-    """MLP: heavy-ball coefficient."""
-    batch_size: int = 128
-    """MLP: images an update."""
-    num_steps: int = 1200
-    """MLP: updates."""
     num_train: int | None = None
     """MLP: train images to use, the first of the set; all by default."""
-    images: ImageOptions = IMAGE_DEFAULTS
-    """Training of image networks."""
 
     def __post_init__(self):
         """Check what needs no data."""
@@ -97,24 +61,12 @@ class Config(RunOptions):
         self.images.check()
         if self.images.checkpoint_epochs:
             raise ArgumentError("Argument `images.checkpoint_epochs` must be left alone: both ends are measured.")
-        # A number that would be ignored is worse than an error.
-        default = {f.name: f.default for f in dataclasses.fields(self)}
-        for name in MLP_OPTIONS if self.takes_images else ("images",):
-            if getattr(self, name) != default[name]:
-                place = "the MLP; image networks have theirs under --images" if self.takes_images else "image networks"
-                raise ArgumentError(
-                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
-                )
-
-    @property
-    def takes_images(self) -> bool:
-        """Whether the network is an image network."""
-        return self.network != "mlp"
+        self.check_foreign("num_train")
 
     @property
     def stored(self) -> dict[str, Any]:
         """What config.json holds; where the data lie does not make another run."""
-        foreign = ("data_dir", *(MLP_OPTIONS if self.takes_images else ("images",)))
+        foreign = ("data_dir", *((*MLP_OPTIONS, "num_train") if self.takes_images else ("images",)))
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in foreign}
 
     @property

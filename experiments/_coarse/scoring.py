@@ -1,37 +1,9 @@
-"""Scores of one training run, in processes of their own: fitting probes holds Python's lock most of the time."""
+"""Scores of one training run of the MLP."""
 
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nctheory.vision import CoarseData
-
-
-@contextmanager
-def scorer(num_processes: int) -> Iterator[tuple[Callable[..., dict[str, Any]], int]]:
-    """Yield `score_run`, carried out by other processes if there is to be more than one, and their number."""
-    if num_processes == 1:
-        yield score_run, 1
-        return
-    # Forking a process in which JAX has started threads can hang.
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker) as processes:
-        try:
-            yield lambda *arguments: processes.submit(score_run, *arguments).result(), num_processes
-        except BaseException:
-            processes.shutdown(cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    """One thread a process; an interruption is the parent's to handle."""
-    from threadpoolctl import threadpool_limits
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threadpool_limits(1)
 
 
 def score_run(

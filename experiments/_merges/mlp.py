@@ -1,11 +1,11 @@
 """The MLP under every merge: all seeds of all merges in one sweep, since merges differ in labels alone."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _merges.scoring import Labelled, score_names, scorer
+from _coarse.pool import score_all
+
+from _merges.scoring import Labelled, score, score_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,31 +120,21 @@ def _score_all(
 ) -> dict[tuple[int, int, int], dict[str, Any]]:
     """Score every network at both ends, by (merge, seed, end); finished ones are kept in `folder`."""
     from _coarse.store import cached
-    from tqdm.auto import tqdm
 
     folder.mkdir(exist_ok=True)
     jobs = [(m, j, end) for j in range(len(config.seeds)) for m in range(len(merges)) for end in range(2)]
 
-    def unit(m: int, j: int, end: int) -> dict[str, Any]:
+    def unit(elsewhere: "Callable[..., dict[str, Any]]", m: int, j: int, end: int) -> dict[str, Any]:
         seed, labels = config.seeds[j], Labelled(data.fine, merges[m].label_map)
 
         def compute():
             features = tuple(part[end] for part in features_of(m, j))
-            return score(features, labels, seed, trained=end == 1, merge=m)
+            return elsewhere(features, labels, seed, trained=end == 1, merge=m)
 
         path = folder / f"{merges[m].name}-{seed}-{ENDS[end]}.npz"
         return cached(path, score_names(trained=end == 1), compute)
 
-    # A thread for every process computes the features, so that few of them are in memory at once.
-    with (
-        scorer(1 if config.smoke else os.cpu_count() or 1) as (score, num_workers),
-        ThreadPoolExecutor(num_workers) as pool,
-    ):
-        try:
-            done = list(tqdm(pool.map(lambda job: unit(*job), jobs), total=len(jobs), desc="cluster and probe"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    done = score_all(jobs, unit, score, alone=config.smoke)
     return dict(zip(jobs, done, strict=True))
 
 

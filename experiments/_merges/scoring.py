@@ -1,13 +1,7 @@
 """Scores of the features of one network under one merge, overall and pair by pair."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
-
-from _coarse.scoring import _start_worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,18 +133,3 @@ def _surrogate(features: Any, labels: Labelled, seed: int, merge: int, draw: int
     stream = 2 * (1_000_000 * seed + NUM_DRAWS * merge + draw)
     pairs = zip(features, labels.coarse, strict=True)
     return [metrics.surrogate_features(h, y, seed=stream + i) for i, (h, y) in enumerate(pairs)]
-
-
-@contextmanager
-def scorer(num_processes: int) -> Iterator[tuple[Callable[..., "dict[str, np.ndarray]"], int]]:
-    """Yield `score`, carried out by other processes if there is to be more than one, and their number."""
-    if num_processes == 1:
-        yield score, 1
-        return
-    # Forking a process in which JAX has started threads can hang.
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker) as processes:
-        try:
-            yield lambda *given, **named: processes.submit(score, *given, **named).result(), num_processes
-        except BaseException:
-            processes.shutdown(cancel_futures=True)
-            raise

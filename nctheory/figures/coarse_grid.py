@@ -86,29 +86,27 @@ def draw_distances(history: "xr.Dataset") -> "Figure":
     with plotting.use_style():
         figure = plotting.new_figure(plotting.TEXT_WIDTH, 0.6 + 2.0 * rows)
         panels: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        images: list[Any] = []
         for i, j, rate, decay in _cells(history):
             recovery = summary(history, "clp")[i, j, -1]
             title = f"rate {rate:g}, decay {decay:g}\nrecovery {recovery:.2f}"
             matrix, turned = distance_matrix(history, i, j), 90 if longest > 2 else 0
-            image = draw_matrix(panels[i, j], matrix, history, title, most_names=20, rotation=turned)
+            images.append(draw_matrix(panels[i, j], matrix, history, title, most_names=20, rotation=turned))
             if i < rows - 1:
                 panels[i, j].set_xlabel("")
             if j == 0:
                 panels[i, j].set_ylabel("original class")
-        figure.colorbar(image, ax=panels, label="mean squared distance / largest (dimensionless)", shrink=0.7)
+        figure.colorbar(images[0], ax=panels, label="mean squared distance / largest (dimensionless)", shrink=0.7)
     return figure
 
 
-def _scatter_memory(axes: "Axes", history: "xr.Dataset", name: str) -> None:
-    memory = np.maximum(history["memory_factor"].values ** 2, _SMALLEST_MEMORY)
-    scores = summary(history, name)
+def _draw_cells(axes: "Axes", history: "xr.Dataset", places: np.ndarray) -> None:
+    """Draw recovery along the training of every cell, at (learning rate, weight decay, checkpoint) places."""
+    scores = summary(history, "clp")
     for i, j, rate, decay in _cells(history):
-        style = {"color": _COLORS[j % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
-        label = f"rate {rate:g}, decay {decay:g}"
-        axes.plot(memory[i, j], scores[i, j], linestyle=_STYLES[i % len(_STYLES)], linewidth=0.9, label=label, **style)
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    axes.set_xlabel(r"memory of the initial weights $s_t^2$ (dimensionless)")
+        style: Any = {"color": _COLORS[j % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        style |= {"linestyle": _STYLES[i % len(_STYLES)], "linewidth": 0.9}
+        axes.plot(places[i, j], scores[i, j], label=f"rate {rate:g}, decay {decay:g}", **style)
 
 
 def draw_memory(history: "xr.Dataset") -> "Figure":
@@ -127,11 +125,13 @@ def draw_memory(history: "xr.Dataset") -> "Figure":
     with plotting.use_style():
         figure = plotting.new_figure(plotting.TEXT_WIDTH, 3.9)
         left, right = figure.subplots(1, 2, sharey=True)
-        _scatter_memory(left, history, "clp")
-        epochs, scores = history["checkpoint"].values, summary(history, "clp")
-        for i, j, _, _ in _cells(history):
-            style = {"color": _COLORS[j % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
-            right.plot(epochs, scores[i, j], linestyle=_STYLES[i % len(_STYLES)], linewidth=0.9, **style)
+        memory = np.maximum(history["memory_factor"].values ** 2, _SMALLEST_MEMORY)
+        epochs = history["checkpoint"].values
+        _draw_cells(left, history, memory)
+        _draw_cells(right, history, np.broadcast_to(epochs, memory.shape))
+        left.set_xscale("log")
+        left.invert_xaxis()
+        left.set_xlabel(r"memory of the initial weights $s_t^2$ (dimensionless)")
         right.set_xscale("symlog", linthresh=1, linscale=0.4)
         right.set_xlim(0, max(epochs[-1], 1) * 1.1)
         right.set_xlabel("epoch (0 = untrained)")

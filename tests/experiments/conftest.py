@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from _bench import Bench
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +17,12 @@ def run_script(name, *arguments, **options):
     """Run a script of the repository as a user does, from its root."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def history_of(out):
+    """The record of a finished run that is one data set."""
+    with xr.open_dataset(out / "history.nc") as stored:
+        return stored.load()
 
 
 def judged(part, data):

@@ -16,7 +16,7 @@ from flax import nnx
 from nctheory import vision
 from nctheory._cli import run_main
 from nctheory.vision import networks
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import history_of, run_script
 
 SCRIPT = "experiments/coarse_grid.py"
 # The smallest networks: what is tested is the experiment, not the training.
@@ -28,11 +28,6 @@ def smoke(tmp_path_factory):
     """One finished smoke run that the tests of this file share; read only."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
     return out, run_script(SCRIPT, *SMALL, "--out", out)
-
-
-def history_of(out):
-    with xr.open_dataset(out / "history.nc") as stored:
-        return stored.load()
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):

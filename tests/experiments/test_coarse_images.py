@@ -14,7 +14,7 @@ import xarray as xr
 from _coarse import images_claims, images_data, images_options, images_record, images_scores
 
 from nctheory._cli import run_main
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import history_of, run_script
 
 SCRIPT = "experiments/coarse_labels.py"
 TIMES = ("curve_seconds", "score_seconds")
@@ -25,11 +25,6 @@ def smoke(tmp_path_factory):
     """One finished smoke run that the tests of this file share; read only."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
     return out, run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--out", out)
-
-
-def history_of(out):
-    with xr.open_dataset(out / "history.nc") as stored:
-        return stored.load()
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from nctheory import vision
-from tests.experiments.conftest import ROOT, run_script
+from tests.experiments.conftest import ROOT, history_of, run_script
 
 SCRIPT = "experiments/coarse_merges.py"
 
@@ -34,11 +34,6 @@ def parts():
         yield SimpleNamespace(**{name: importlib.import_module(f"_merges.{name}") for name in names})
     finally:
         sys.path.remove(str(ROOT / "experiments"))
-
-
-def history_of(out):
-    with xr.open_dataset(out / "history.nc") as stored:
-        return stored.load()
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
