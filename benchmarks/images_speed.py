@@ -61,7 +61,7 @@ def ours(config: Config, spec: networks.ResNetSpec, data: "vision.Images") -> di
 
 def torch_network(spec: networks.ResNetSpec) -> Any:
     """The same network in PyTorch."""
-    from torch import nn
+    from torch import nn  # pyright: ignore[reportMissingImports]
 
     class Block(nn.Module):
         def __init__(self, before: int, after: int, stride: int):
@@ -91,7 +91,7 @@ def torch_network(spec: networks.ResNetSpec) -> Any:
 
 def torch_views(levels: Any, mean: Any, std: Any) -> Any:
     """Random crops and mirror images of uint8 images (N, C, H, W), normalised."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     count, _, height, width = levels.shape
     padded = torch.nn.functional.pad(levels, (PAD, PAD, PAD, PAD))
@@ -107,7 +107,7 @@ def torch_views(levels: Any, mean: Any, std: Any) -> Any:
 
 def torch_peer(config: Config, spec: networks.ResNetSpec, data: "vision.Images") -> dict[str, Any]:
     """Images a second of every epoch, and seconds of the first, which compiles."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
