@@ -90,6 +90,7 @@ def _matrices(tree):
     return [np.asarray(tree, float)] if np.ndim(tree) > 1 else []
 
 
+@pytest.mark.slow
 def test_run_killed_between_cells_resumes_to_the_same_numbers(smoke, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(smoke[0], out)

@@ -50,6 +50,7 @@ def test_plot_only_rewrites_the_same_ledger(smoke):
     assert (out / "claims.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_numbers(smoke):
     out, _ = smoke
     with xr.open_dataset(out / "history.nc") as stored:

@@ -74,6 +74,7 @@ def test_record_has_names_units_and_sensible_numbers(smoke):
     np.testing.assert_allclose((whole / ceiling).values, history["recovery"].mean("pair").values, atol=0.05)
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_numbers(smoke):
     out, _ = smoke
     before = history_of(out)

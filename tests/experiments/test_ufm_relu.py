@@ -127,6 +127,7 @@ def test_explicit_points_are_those_of_the_problem():
         assert condition.theory.graph_loss < condition.theory.collapse_loss
 
 
+@pytest.mark.slow
 def test_the_panel_draws_a_line_and_points_for_every_number_of_classes(ideal):
     curves = xr.Dataset(problems.curves(SimpleNamespace(num_seeds=2)))
     assert curves.sizes == {"relu_classes": 3, "relu_depth": 2}
