@@ -2,9 +2,10 @@
 
 Run: python -m benchmarks.probe_speed [--out FILE.json]
 
-Five labels of two Gaussian sub-clusters each, overlapping like trained features do. Beside ours: scikit-learn's KMeans
-within every label, LogisticRegression (L-BFGS) on the clusters with the same number of iterations, and the best
-matching on the training split; both with k-means started ten times. Target: ours in at most 5 minutes on 2 cores.
+Five labels of two Gaussian sub-clusters each, which overlap so much that clusters and probe take long to settle. Beside
+ours: scikit-learn's KMeans within every label, LogisticRegression (L-BFGS) on the clusters with the same number of
+iterations, and the best matching on the training split; both with k-means started ten times. Target: ours in at most 5
+minutes on 2 cores.
 """
 
 import time

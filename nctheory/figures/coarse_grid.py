@@ -94,8 +94,7 @@ def draw_distances(history: "xr.Dataset") -> "Figure":
             images.append(draw_matrix(panels[i, j], matrix, history, title, most_names=20, rotation=turned))
             if i < rows - 1:
                 panels[i, j].set_xlabel("")
-            if j == 0:
-                panels[i, j].set_ylabel("original class")
+        figure.supylabel("original class", fontsize="medium")
         figure.colorbar(images[0], ax=panels, label="mean squared distance / largest (dimensionless)", shrink=0.7)
     return figure
 
