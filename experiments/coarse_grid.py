@@ -87,7 +87,7 @@ class Config(DataOptions):
             smoke=self.smoke,
             images=images,
         )
-        return GridJob(job, tuple(rates), tuple(decays), self.smoke)
+        return GridJob(job, tuple(rates), tuple(decays))
 
 
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
@@ -115,7 +115,7 @@ def run(config: Config) -> int:
     data = images_data.load(config.dataset, config.labels, data_dir=config.data_dir, **given)
     # Before the folder: a bad number must not leave one behind.
     spec = image_runs.check(grid.job, data)
-    with RunFolder.create(path, grid, experiment=EXPERIMENT, resume=config.resume) as folder:
+    with RunFolder.create(path, grid.stored, experiment=EXPERIMENT, resume=config.resume) as folder:
         return finish(folder, measure(grid, spec, data, folder))
 
 

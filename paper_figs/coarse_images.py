@@ -35,10 +35,11 @@ class Config:
 def table(history: "xr.Dataset") -> str:
     """The numbers behind the figure as CSV text."""
     from nctheory.figures import coarse_images as figure
+    from nctheory.figures.coarse_labels import partner_order
 
     rows: list[dict[str, Any]] = []
     epochs = [int(epoch) for epoch in history["checkpoint"].values]
-    names = history["fine"].values[figure.partner_order(history)]
+    names = history["fine"].values[partner_order(history)]
     for at in (0, -1):
         matrix = figure.distance_matrix(history, at)
         rows += [

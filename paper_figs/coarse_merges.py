@@ -36,6 +36,7 @@ class Config:
 def table(history: "xr.Dataset") -> str:
     """The numbers behind the figure as CSV text."""
     from nctheory.figures import coarse_merges as figure
+    from nctheory.vision.merges import points_by_scheme
 
     recovery, separation = history["recovery"], history["separation"]
     scores = {
@@ -47,7 +48,7 @@ def table(history: "xr.Dataset") -> str:
     rows: list[dict[str, Any]] = []
     for scheme in dict.fromkeys(history["scheme"].values.tolist()):
         for name, values in scores.items():
-            rows += _pairs(figure.points_by_scheme(history, values, scheme), history, scheme, name)
+            rows += _pairs(points_by_scheme(history, values, scheme), history, scheme, name)
         for name, level in figure.levels(history, scheme).items():
             numbers = {key: _number(getattr(level, at)) for key, at in zip(COLUMNS[-3:], _LEVEL, strict=True)}
             rows.append({"panel": "scheme", "scheme": scheme, "score": name, **numbers})

@@ -23,25 +23,28 @@ CELL = ("learning_rate", "weight_decay")
 
 @dataclasses.dataclass(frozen=True)
 class GridJob:
-    """What the experiment's configuration says; as stored in config.json.
+    """What the experiment's configuration says.
 
     Attributes:
         job: training, data and seeds; its learning rate and weight decay are replaced in every cell.
         learning_rates: largest rate of the schedule.
         weight_decays: lambda of the objective.
-        smoke: whether this is the smallest version.
     """
 
     job: image_runs.Job
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
-    smoke: bool
 
     def cells(self) -> "Iterator[image_runs.Job]":
         """The job of every cell, weight decay fastest."""
         for rate, decay in itertools.product(self.learning_rates, self.weight_decays):
             images = dataclasses.replace(self.job.images, learning_rate=rate, weight_decay=decay)
             yield dataclasses.replace(self.job, images=images)
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "smoke": self.job.smoke}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from _coarse.claims import shown
+from _coarse.ranks import permuted_correlation, rank_correlation
 from nctheory.claims import AtLeast, AtMost, ClaimSpec, Ledger, mean_interval
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 FORGOTTEN, KEPT = 1e-6, 0.5
 FITTED = 0.99
 LEFT_SHARE, EROSION_MARGIN, PROBE_SHARE, CORRELATION = 0.05, 0.10, 0.85, 0.3
-NUM_SHUFFLES = 200
+NUM_PERMUTATIONS = 200
 
 
 def final(history: "xr.Dataset", name: str) -> "np.ndarray":
@@ -30,10 +31,7 @@ def fitted(history: "xr.Dataset") -> "np.ndarray":
     """Whether a cell ends with its train labels predicted, on average over the seeds that did not diverge."""
     import numpy as np
 
-    accuracy = final(history, "train_accuracy")
-    finite = np.isfinite(accuracy)
-    mean = np.where(finite, accuracy, 0.0).sum(axis=-1) / np.maximum(finite.sum(axis=-1), 1)
-    return mean >= FITTED
+    return np.ma.masked_invalid(final(history, "train_accuracy")).mean(axis=-1).filled(0.0) >= FITTED
 
 
 def _over(cells: "np.ndarray", values: "np.ndarray", reduce: Any) -> "np.ndarray":
@@ -81,8 +79,8 @@ def judge(history: "xr.Dataset") -> Ledger:
 
     statement = "Recovery falls with the memory from cell to cell (rank correlation)."
     spec = ClaimSpec("falls-with-memory", source, statement, float("nan"), AtLeast(CORRELATION))
-    rows.append(spec.judge(mean_interval(rank_correlation(history))))
-    shuffled = rank_correlation(history, num_shuffles=NUM_SHUFFLES)
+    rows.append(spec.judge(mean_interval(correlation_with_memory(history))))
+    shuffled = correlation_with_memory(history, num_permutations=NUM_PERMUTATIONS)
     rows.append(spec.control("shuffled", "Cells shuffled (mean of many).", mean_interval(shuffled)))
     return Ledger(rows)
 
@@ -98,26 +96,26 @@ def _alternate(cells: "np.ndarray", order: "np.ndarray") -> "tuple[np.ndarray, n
     return halves[0], halves[1]
 
 
-def rank_correlation(history: "xr.Dataset", *, num_shuffles: int = 0) -> "np.ndarray":
+def _fitted_ends(history: "xr.Dataset") -> "tuple[np.ndarray, np.ndarray]":
+    """Memory at the end of every fitted cell, and its recovery with one row a seed."""
+    usable = fitted(history)
+    return memory(history)[..., -1][usable], final(history, "clp")[usable].T
+
+
+def correlation_with_memory(history: "xr.Dataset", *, num_permutations: int = 0) -> "np.ndarray":
     """Spearman correlation of recovery with the memory over fitted cells at their ends, for each seed.
 
-    With `num_shuffles`, the mean of the correlations after so many random permutations of the cells. NaN where fewer
-    than three cells fit, or all have one recovery.
+    With `num_permutations`, the mean after so many random permutations of the cells. NaN where fewer than three cells
+    fit, or all have one recovery.
     """
     import numpy as np
-    from scipy.stats import rankdata
 
-    usable = fitted(history)
-    if usable.sum() < 3:
+    left, recovery = _fitted_ends(history)
+    if len(left) < 3:
         return np.full(history.sizes["seed"], np.nan)
-    ranks = rankdata(memory(history)[..., -1][usable])
-    generator = np.random.default_rng(0)
-    orders = [generator.permutation(ranks) for _ in range(num_shuffles)] or [ranks]
-    recovery = final(history, "clp")[usable].T
-    with np.errstate(invalid="ignore"):
-        return np.array(
-            [np.mean([np.corrcoef(order, rankdata(column))[0, 1] for order in orders]) for column in recovery]
-        )
+    if num_permutations:
+        return permuted_correlation(left, recovery, num_permutations=num_permutations)
+    return rank_correlation(left, recovery)
 
 
 def table(history: "xr.Dataset") -> str:
@@ -148,7 +146,7 @@ def table(history: "xr.Dataset") -> str:
         "untrained network, cluster and probe": untrained,
         "raw pixels (PCA), cluster and probe": history["raw_clp"].values,
         "raw pixels (PCA), true classes": history["raw_fine_probe"].values,
-        "rank correlation of recovery with memory": rank_correlation(history),
+        "rank correlation of recovery with memory": correlation_with_memory(history),
     }
     lines += [f"{name:<51}{shown(np.asarray(values))}" for name, values in levels.items()]
     return "\n".join(lines)

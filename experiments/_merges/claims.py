@@ -3,43 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 from _coarse.claims import shown
+from _coarse.ranks import permuted_correlation, rank_correlation
 
 from _merges.pairings import SCHEMES
 from nctheory.claims import AtLeast, AtMost, ClaimSpec, Ledger, mean_interval
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
 FITTED, SURROGATE_MARGIN, TRAINING_MARGIN = 0.80, 0.10, 0.05
 RECOVERY_CORRELATION, GROWTH_CORRELATION = 0.40, 0.20
 NUM_PERMUTATIONS = 20
 SOURCE = "derived here; question of Yang, Steinhardt, Hu 2023"
-
-
-def rank_correlation(first: Any, second: Any) -> "np.ndarray":
-    """Spearman's rank correlation of two vectors, or of the first with every row of the second.
-
-    NaN where an entry is not finite or all entries of a vector are equal.
-    """
-    import numpy as np
-    from scipy.stats import rankdata
-
-    def one(a, b) -> float:
-        if not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
-            return float("nan")
-        return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-    return np.array([one(np.asarray(first), row) for row in np.atleast_2d(second)])
-
-
-def permuted_correlation(first: Any, second: Any) -> "np.ndarray":
-    """As `rank_correlation`, with the entries of every row dealt anew to the pairs; mean over several deals a row."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    rows = [[generator.permutation(row) for _ in range(NUM_PERMUTATIONS)] for row in np.atleast_2d(second)]
-    return np.array([rank_correlation(first, deals).mean() for deals in rows])
 
 
 def growth(history: "xr.Dataset") -> "xr.DataArray":
@@ -53,7 +28,7 @@ def judge(history: "xr.Dataset") -> Ledger:
     Differences are paired by seed; the intervals are over seeds, for one set of images and one list of merges. Every
     control puts a comparison without the effect before the same criterion.
     """
-    from nctheory.figures.coarse_merges import scheme_scores
+    from nctheory.vision.merges import scheme_scores
 
     accuracy = history["test_accuracy"]
     statement = "Every network predicts its super-classes on test images (worst merge)."
@@ -82,7 +57,7 @@ def _training(history: "xr.Dataset") -> list[Any]:
 
     The control of the first needs the spread of the mean of half the seeds to be below the margin: eight seeds do.
     """
-    from nctheory.figures.coarse_merges import scheme_scores
+    from nctheory.vision.merges import scheme_scores
 
     first, last = (scheme_scores(history["clp"].sel(end=end), "random") for end in ("initial", "final"))
     nowhere = float("nan")
@@ -105,30 +80,31 @@ def _similarity(history: "xr.Dataset") -> list[Any]:
 
     The first holds of untrained networks and of pixels too (see the table); what training adds is the second.
     """
-    from nctheory.figures.coarse_merges import pair_points
+    from nctheory.vision.merges import pair_points
 
     points = pair_points(history, history["recovery"].sel(end="final"))
     null = pair_points(history, history["surrogate_recovery"])
     statement = "The further apart two merged classes lie on the images, the better they come back (Spearman)."
     spec = ClaimSpec("unlike-pairs-return", SOURCE, statement, float("nan"), AtLeast(RECOVERY_CORRELATION))
     permuted = "Recoveries dealt to the pairs at random."
+    deals = permuted_correlation(points.distance, points.values, num_permutations=NUM_PERMUTATIONS)
     rows = [
         spec.judge(mean_interval(rank_correlation(points.distance, points.values))),
-        spec.control("permuted", permuted, mean_interval(permuted_correlation(points.distance, points.values))),
+        spec.control("permuted", permuted, mean_interval(deals)),
         spec.control("surrogate", "Surrogates instead.", mean_interval(rank_correlation(null.distance, null.values))),
     ]
     points = pair_points(history, growth(history))
     statement = "Training separates unlike pairs more than like ones: growth of separation with distance (Spearman)."
     spec = ClaimSpec("training-sorts-pairs", SOURCE, statement, float("nan"), AtLeast(GROWTH_CORRELATION))
     rows.append(spec.judge(mean_interval(rank_correlation(points.distance, points.values))))
-    deals = permuted_correlation(points.distance, points.values)
+    deals = permuted_correlation(points.distance, points.values, num_permutations=NUM_PERMUTATIONS)
     rows.append(spec.control("permuted", "Growths dealt to the pairs at random.", mean_interval(deals)))
     return rows
 
 
 def table(history: "xr.Dataset") -> str:
     """Every level by scheme, and every rank correlation, as aligned text."""
-    from nctheory.figures.coarse_merges import points_by_scheme, scheme_scores
+    from nctheory.vision.merges import points_by_scheme, scheme_scores
 
     clp, lines = history["clp"], []
     scores = {
@@ -156,7 +132,7 @@ def table(history: "xr.Dataset") -> str:
 
 
 def _correlations(history: "xr.Dataset") -> list[str]:
-    from nctheory.figures.coarse_merges import pair_points
+    from nctheory.vision.merges import pair_points
 
     recovery = history["recovery"]
     scores = {

@@ -48,9 +48,7 @@ def summary(history: "xr.Dataset", name: str) -> np.ndarray:
     """
     values = history[name].values
     values = values[..., 0] if values.ndim == 5 else values
-    finite = np.isfinite(values)
-    counts = finite.sum(axis=2)
-    return np.where(counts > 0, np.where(finite, values, 0.0).sum(axis=2) / np.maximum(counts, 1), np.nan)
+    return np.ma.masked_invalid(values).mean(axis=2).filled(np.nan)
 
 
 def reference_levels(history: "xr.Dataset") -> dict[str, float]:
@@ -60,8 +58,7 @@ def reference_levels(history: "xr.Dataset") -> dict[str, float]:
         "raw pixels": history["raw_clp"].values,
         "surrogate, no sub-clusters": summary(history, "surrogate")[..., -1],
     }
-    finite = {name: values[np.isfinite(values)] for name, values in levels.items()}
-    return {name: float(values.mean()) if values.size else float("nan") for name, values in finite.items()}
+    return {name: float(np.ma.filled(np.ma.masked_invalid(each).mean(), np.nan)) for name, each in levels.items()}
 
 
 def _cells(history: "xr.Dataset") -> list[tuple[int, int, float, float]]:

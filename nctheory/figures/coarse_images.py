@@ -6,7 +6,6 @@ import numpy as np
 
 from nctheory import plotting
 from nctheory.figures.coarse_labels import draw_matrix, mean_over_seeds, relative_distances
-from nctheory.figures.coarse_labels import partner_order as partner_order
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -19,6 +19,14 @@ def run_script(name, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
 
 
+def assert_refused(code, shown, message, out):
+    """A bad argument ends with code 2 and one line that says what is wrong, and leaves no folder behind."""
+    assert code == 2
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not out.exists()
+
+
 def history_of(out):
     """The record of a finished run that is one data set."""
     with xr.open_dataset(out / "history.nc") as stored:

@@ -14,7 +14,7 @@ import xarray as xr
 from _coarse import images_claims, images_data, images_options, images_record, images_scores
 
 from nctheory._cli import run_main
-from tests.experiments.conftest import history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_script
 
 SCRIPT = "experiments/coarse_labels.py"
 TIMES = ("curve_seconds", "score_seconds")
@@ -144,11 +144,7 @@ def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path, capsys):
     code = run_main(coarse_labels.Config, coarse_labels.run, ["--out", str(tmp_path / "new"), *arguments])
-    assert code == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    assert_refused(code, capsys.readouterr().err, message, tmp_path / "new")
 
 
 def test_default_checkpoints_are_log_spaced_with_both_ends():

@@ -1,19 +1,18 @@
 """The comparison of merges at its smallest size: record, resume, pairings, scores, verdict logic, errors."""
 
 import csv
-import importlib
 import itertools
 import json
-import sys
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from _coarse.ranks import rank_correlation
+from _merges import claims as merge_claims
+from _merges import pairings, scoring, similarity
 
 from nctheory import vision
-from tests.experiments.conftest import ROOT, history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_script
 
 SCRIPT = "experiments/coarse_merges.py"
 
@@ -23,17 +22,6 @@ def smoke(tmp_path_factory):
     """One finished smoke run that the tests of this file share."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
     return out, run_script(SCRIPT, "--smoke", "--out", out)
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The experiment's own modules, which lie beside the script."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        names = ("claims", "mlp", "pairings", "scoring", "similarity")
-        yield SimpleNamespace(**{name: importlib.import_module(f"_merges.{name}") for name in names})
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
@@ -127,16 +115,13 @@ def test_image_networks_run_and_resume(tmp_path):
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
     result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 
 @pytest.mark.parametrize("num_fine", [4, 6, 10])
-def test_random_pairings_hold_every_pair_once(parts, num_fine):
+def test_random_pairings_hold_every_pair_once(num_fine):
     rounds = num_fine - 1
-    tables = parts.pairings.random_pairings(num_fine, 2 * rounds, seed=3)
+    tables = pairings.random_pairings(num_fine, 2 * rounds, seed=3)
     assert len(tables) == 2 * rounds
     for tournament in (tables[:rounds], tables[rounds:]):
         pairs = []
@@ -144,74 +129,74 @@ def test_random_pairings_hold_every_pair_once(parts, num_fine):
             np.testing.assert_array_equal(np.bincount(table), np.full(num_fine // 2, 2))
             pairs += [tuple(np.flatnonzero(table == label).tolist()) for label in range(num_fine // 2)]
         assert sorted(pairs) == list(itertools.combinations(range(num_fine), 2))
-    again = parts.pairings.random_pairings(num_fine, 1, seed=3)
+    again = pairings.random_pairings(num_fine, 1, seed=3)
     np.testing.assert_array_equal(again[0], tables[0])
     # Pairings are uniform: over 300 seeds class 0 meets each other class about equally often.
-    met = [t[0] for t in (np.flatnonzero(t == t[0])[1:] for t in _first_rounds(parts, num_fine))]
+    met = [t[0] for t in (np.flatnonzero(t == t[0])[1:] for t in _first_rounds(num_fine))]
     counts = np.bincount(met, minlength=num_fine)[1:]
     share = 1 / rounds
     assert np.abs(counts / 300 - share).max() < 5 * np.sqrt(share * (1 - share) / 300)  # Five standard errors.
 
 
-def _first_rounds(parts, num_fine):
-    return [parts.pairings.random_pairings(num_fine, 1, seed=seed)[0] for seed in range(300)]
+def _first_rounds(num_fine):
+    return [pairings.random_pairings(num_fine, 1, seed=seed)[0] for seed in range(300)]
 
 
-def test_sets_without_declared_pairs_go_without_semantic(parts):
-    merges = parts.pairings.all_merges("cifar100", tuple(map(str, range(100))), num_random=2, seed=0)
+def test_sets_without_declared_pairs_go_without_semantic():
+    merges = pairings.all_merges("cifar100", tuple(map(str, range(100))), num_random=2, seed=0)
     assert [merge.name for merge in merges] == ["mod", "consecutive", "random-0", "random-1"]
     assert merges[0].label_map.members(3) == (3, 53)
 
 
-def labelled(parts, table, num_each, num_test_each=None):
+def labelled(table, num_each, num_test_each=None):
     num_fine = len(table)
     mapping = vision.label_map(table, num_fine=num_fine, num_coarse=num_fine // 2)
     sizes = (num_each, num_test_each or num_each)
-    return parts.scoring.Labelled(tuple(np.repeat(np.arange(num_fine), size) for size in sizes), mapping)
+    return scoring.Labelled(tuple(np.repeat(np.arange(num_fine), size) for size in sizes), mapping)
 
 
-def test_recovery_and_separation_against_counting(parts):
-    labels = labelled(parts, [0, 1, 0, 1], 5)
+def test_recovery_and_separation_against_counting():
+    labels = labelled([0, 1, 0, 1], 5)
     generator = np.random.default_rng(0)
     predictions = np.array([0, 2, 0, 1, 0] + [1] * 5 + [0, 2, 3, 2, -1] + [0] * 5)
-    found = parts.scoring.recovery_of(predictions, labels)
+    found = scoring.recovery_of(predictions, labels)
     # Pair {0, 2}: 4 + 3 images stay in it (1, 3 and -1 leave), of which 3 + 2 are right; pair {1, 3}: class 3 leaves.
     np.testing.assert_allclose(found, [5 / 7, 1.0])
-    assert np.isnan(parts.scoring.recovery_of(np.full(20, -1), labels)).all()
+    assert np.isnan(scoring.recovery_of(np.full(20, -1), labels)).all()
     features = generator.standard_normal((20, 3))
     means, traces = (
         [function(features[labels.fine[0] == c]) for c in range(4)]
         for function in (lambda part: part.mean(axis=0), lambda part: np.trace(np.cov(part.T, bias=True)))
     )
     expected = [np.sum((means[a] - means[b]) ** 2) / (0.5 * (traces[a] + traces[b])) for a, b in ((0, 2), (1, 3))]
-    np.testing.assert_allclose(parts.scoring.separation_of(features, labels), expected, rtol=1e-12)
+    np.testing.assert_allclose(scoring.separation_of(features, labels), expected, rtol=1e-12)
 
 
-def test_scores_tell_kept_classes_from_lost_ones(parts):
+def test_scores_tell_kept_classes_from_lost_ones():
     """Pair {0, 2} keeps its two classes apart, pair {1, 3} is collapsed to one cloud."""
-    labels = labelled(parts, [0, 1, 0, 1], 60)
+    labels = labelled([0, 1, 0, 1], 60)
     generator = np.random.default_rng(1)
     centers = np.array([[9.0, 0, 0, 4], [0, 9, 0, 0], [9, 0, 0, -4], [0, 9, 0, 0]])
     features = [centers[fine] + 0.5 * generator.standard_normal((240, 4)) for fine in labels.fine]
-    found = parts.scoring.score(features, labels, 0, trained=True)
-    assert set(found) == set(parts.scoring.score_names(trained=True))
+    found = scoring.score(features, labels, 0, trained=True)
+    assert set(found) == set(scoring.score_names(trained=True))
     assert found["recovery"][0] == 1.0
     # 120 images by coin, five standard errors of 0.046.
     assert abs(found["recovery"][1] - 0.5) < 0.23
     assert np.abs(found["surrogate_recovery"] - 0.5).max() < 0.23
     assert found["separation"][0] > 10 > 1 > found["separation"][1]
-    lost = parts.scoring.score([features[0], np.full((240, 4), np.nan)], labels, 0, trained=False)
-    assert set(lost) == set(parts.scoring.score_names(trained=False))
+    lost = scoring.score([features[0], np.full((240, 4), np.nan)], labels, 0, trained=False)
+    assert set(lost) == set(scoring.score_names(trained=False))
     assert all(np.isnan(value).all() for value in lost.values())
 
 
-def test_similarity_against_a_literal_reference(parts):
+def test_similarity_against_a_literal_reference():
     generator = np.random.default_rng(2)
     fine = (np.repeat(np.arange(3), 30), np.repeat(np.arange(3), 10))
     centers = np.array([[0.0, 0, 0], [0.3, 0, 0], [8, 0, 0]])
     rows = tuple(centers[part] + generator.standard_normal((len(part), 3)) for part in fine)
-    components = parts.similarity.principal_components(rows)
-    found = parts.similarity.of_classes(components, fine, 3)
+    components = similarity.principal_components(rows)
+    found = similarity.of_classes(components, fine, 3)
     first, second = (rows[0][fine[0] == c] for c in (0, 2))
     spread = (first.var(axis=0).sum() + second.var(axis=0).sum()) / 2
     # All three components are kept, so that the rotation changes nothing.
@@ -224,13 +209,7 @@ def test_similarity_against_a_literal_reference(parts):
 
 def record(*, clp=(0.93, 0.82), slope=1.0, sorting=1.0, surrogate=0.5, accuracy=0.98, network="mlp", num_seeds=8):
     """A made-up record of all 45 pairs of ten classes and three named merges, with a little noise over seeds."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        merges = importlib.import_module("_merges.pairings").all_merges(
-            "digits", tuple("0123456789"), num_random=9, seed=0
-        )
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
+    merges = pairings.all_merges("digits", tuple("0123456789"), num_random=9, seed=0)
     generator = np.random.default_rng(5)
     noise = lambda *shape: 0.005 * generator.standard_normal(shape)  # noqa: E731
     member = np.array([[m.label_map.members(label) for label in range(5)] for m in merges])
@@ -270,16 +249,16 @@ def record(*, clp=(0.93, 0.82), slope=1.0, sorting=1.0, surrogate=0.5, accuracy=
     )
 
 
-def verdicts(parts, history):
-    return {row.id: row.verdict for row in parts.claims.judge(history).claims}
+def verdicts(history):
+    return {row.id: row.verdict for row in merge_claims.judge(history).claims}
 
 
 @pytest.mark.parametrize(("network", "clp"), [("mlp", (0.93, 0.82)), ("resnet-small", (0.6, 0.8))])
-def test_ideal_data_support_every_claim_and_reject_every_control(parts, network, clp):
+def test_ideal_data_support_every_claim_and_reject_every_control(network, clp):
     history = record(network=network, clp=clp)
-    assert parts.claims.judge(history).failures() == []
-    assert ("eroded" if network == "mlp" else "created") in verdicts(parts, history)
-    assert "semantic minus random, trained" in parts.claims.table(history)
+    assert merge_claims.judge(history).failures() == []
+    assert ("eroded" if network == "mlp" else "created") in verdicts(history)
+    assert "semantic minus random, trained" in merge_claims.table(history)
 
 
 @pytest.mark.parametrize(
@@ -296,33 +275,34 @@ def test_ideal_data_support_every_claim_and_reject_every_control(parts, network,
         ("training-sorts-pairs", {"sorting": 0.0}),
     ],
 )
-def test_reversed_or_missing_effects_refute_their_claim(parts, claim, change):
-    assert verdicts(parts, record(**change))[claim] == "refuted"
+def test_reversed_or_missing_effects_refute_their_claim(claim, change):
+    assert verdicts(record(**change))[claim] == "refuted"
 
 
-def test_diverged_seeds_are_never_averaged_in(parts):
+def test_diverged_seeds_are_never_averaged_in():
     history = record()
     for name in ("clp", "recovery"):
         history[name][4, 3] = np.nan
-    rows = {row.id: row for row in parts.claims.judge(history).claims}
+    rows = {row.id: row for row in merge_claims.judge(history).claims}
     for name in ("eroded", "survives/random", "unlike-pairs-return"):
         assert rows[name].num_nonfinite == 1
         assert rows[name].verdict == "inconclusive"
     assert rows["survives/mod"].verdict == "supported"
     from nctheory.figures import coarse_merges as figure
+    from nctheory.vision.merges import pair_points
 
-    points = figure.pair_points(history, history["recovery"].sel(end="final"))
+    points = pair_points(history, history["recovery"].sel(end="final"))
     assert points.values.shape == (8, 45)
     assert points.finite.shape == (7, 45)
     figure.draw(history)
 
 
-def test_rank_correlation_is_spearmans(parts):
-    from scipy.stats import spearmanr
-
+def test_rank_correlation_is_spearmans():
     generator = np.random.default_rng(3)
     first, second = generator.integers(0, 6, 20), generator.standard_normal((2, 20))
-    expected: Any = [spearmanr(first, row)[0] for row in second]
-    np.testing.assert_allclose(parts.claims.rank_correlation(first, second), expected, rtol=1e-12)
-    assert np.isnan(parts.claims.rank_correlation(first, np.ones(20))).all()
-    assert np.isnan(parts.claims.rank_correlation(np.append(first[1:], np.nan), second)).all()
+    # Pearson's correlation of ranks, ties sharing their mean rank.
+    ranks = [[np.mean(np.flatnonzero(np.sort(row) == value)) for value in row] for row in (first, *second)]
+    expected = [np.corrcoef(ranks[0], row)[0, 1] for row in ranks[1:]]
+    np.testing.assert_allclose(rank_correlation(first, second), expected, rtol=1e-12)
+    assert np.isnan(rank_correlation(first, np.ones(20))).all()
+    assert np.isnan(rank_correlation(np.append(first[1:], np.nan), second)).all()

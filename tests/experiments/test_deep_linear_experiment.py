@@ -14,7 +14,7 @@ from flax import nnx
 
 from nctheory import simulator
 from nctheory._errors import ArgumentError
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import assert_refused, run_script
 
 SCRIPT = "experiments/deep_linear.py"
 
@@ -191,10 +191,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
     result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 
 @pytest.mark.parametrize(

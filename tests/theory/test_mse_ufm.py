@@ -166,17 +166,8 @@ def test_randomised_grid():
     if not X64:
         pytest.skip("needs double precision")
     rng = np.random.default_rng(20231105)
-    counts = {
-        "random": 0,
-        "near": 0,
-        "trivial": 0,
-        "partial": 0,
-        "none": 0,
-        "free": 0,
-        "decayed": 0,
-        "bottleneck": 0,
-        "refused": 0,
-    }
+    kinds = ("random", "near", "trivial", "partial", "none", "free", "decayed", "bottleneck", "refused")
+    counts = dict.fromkeys(kinds, 0)
     done = 0
     while done < 210:
         arguments = random_problem(rng)
