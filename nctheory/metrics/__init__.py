@@ -8,6 +8,10 @@ from nctheory.metrics.collapse import CollapseMetrics as CollapseMetrics
 from nctheory.metrics.collapse import collapse_metrics as collapse_metrics
 from nctheory.metrics.fine import FineStructure as FineStructure
 from nctheory.metrics.fine import fine_structure as fine_structure
+from nctheory.metrics.held_out import HeldOutAccumulator as HeldOutAccumulator
+from nctheory.metrics.held_out import HeldOutCollapse as HeldOutCollapse
+from nctheory.metrics.held_out import LayerMetrics as LayerMetrics
+from nctheory.metrics.held_out import held_out_collapse as held_out_collapse
 from nctheory.metrics.streaming import CollapseAccumulator as CollapseAccumulator
 from nctheory.metrics.streaming import CollapseSecondPass as CollapseSecondPass
 from nctheory.metrics.transfer import LinearProbe as LinearProbe

@@ -5,6 +5,7 @@ from nctheory.simulator.curvature import hessian_spectrum as hessian_spectrum
 from nctheory.simulator.data import DataSource as DataSource
 from nctheory.simulator.data import FixedData as FixedData
 from nctheory.simulator.data import MixtureData as MixtureData
+from nctheory.simulator.data import SplitData as SplitData
 from nctheory.simulator.deep_linear import DeepLinear as DeepLinear
 from nctheory.simulator.deep_linear import DeepLinearSpec as DeepLinearSpec
 from nctheory.simulator.descent import DescentConfig as DescentConfig
@@ -17,6 +18,10 @@ from nctheory.simulator.free_features import repeat_classes as repeat_classes
 from nctheory.simulator.layer_geometry import FrameTargets as FrameTargets
 from nctheory.simulator.layer_geometry import LayerGeometry as LayerGeometry
 from nctheory.simulator.layer_geometry import layer_geometry as layer_geometry
+from nctheory.simulator.layerwise import LayerHistory as LayerHistory
+from nctheory.simulator.layerwise import LayerTrainConfig as LayerTrainConfig
+from nctheory.simulator.layerwise import log_spaced_epochs as log_spaced_epochs
+from nctheory.simulator.layerwise import train_layers as train_layers
 from nctheory.simulator.mixtures import GaussianMixture as GaussianMixture
 from nctheory.simulator.mixtures import Samples as Samples
 from nctheory.simulator.mixtures import balanced_labels as balanced_labels

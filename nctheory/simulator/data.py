@@ -1,15 +1,16 @@
 """Where a training run gets its samples from: a fresh draw per seed, or one fixed set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from nctheory import _checks
+from nctheory._errors import ArgumentError
 from nctheory.simulator.mixtures import GaussianMixture, Samples, cluster_sizes
 
 
@@ -133,6 +134,104 @@ class FixedData:
         """Return the two sets unchanged, inputs in the default float dtype; `key` is not used."""
         del key
         return _as_default_dtype(self.train), _as_default_dtype(self.fresh)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SplitData:
+    """One labelled set that every seed splits in its own way: a stratified train part and the held-out rest.
+
+    Every class keeps its share of the set in the train part, up to rounding. With `label_noise`, that share of the
+    TRAIN labels (each with this probability) is redrawn uniformly over all labels; held-out labels and the original
+    classes stay as they are.
+
+    Attributes:
+        samples: the whole set; after construction its rows are ordered by original class.
+        num_train: size of the train part.
+        num_labels: number of labels.
+        num_fine: number of original classes.
+        label_noise: probability that a train label is redrawn, in [0, 1] (dimensionless).
+        class_sizes: samples of each original class; found from `samples`, not to be given.
+
+    Raises:
+        ValueError: on non-finite inputs, labels outside their range, an original class that is missing or has two
+            labels, or a train part that leaves a class without a train or a held-out sample.
+    """
+
+    samples: Samples
+    num_train: int = field(metadata={"static": True})
+    num_labels: int = field(metadata={"static": True})
+    num_fine: int = field(metadata={"static": True})
+    label_noise: float | Float[Array, ""] = 0.0
+    class_sizes: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+
+    def __post_init__(self):
+        _checks.real("label_noise", self.label_noise, minimum=0, maximum=1)
+        if self.class_sizes is not None or not isinstance(self.samples, Samples):
+            return
+        inputs, labels, fine = (np.asarray(each) for each in (self.samples.inputs, self.samples.labels, self._fine))
+        _checks.shape("samples.inputs", inputs, ("N", "d"))
+        _checks.finite("samples.inputs", inputs)
+        _checks.labels("samples.labels", labels, num_classes=self.num_labels, length=len(inputs))
+        _checks.labels("samples.fine_labels", fine, num_classes=self.num_fine, length=len(inputs))
+        _checks.no_empty_class("samples.labels", labels, num_classes=self.num_labels)
+        _checks.no_empty_class("samples.fine_labels", fine, num_classes=self.num_fine)
+        _checks.nested("samples.fine_labels", fine, labels)
+        order = np.argsort(fine, kind="stable")
+        object.__setattr__(self, "samples", Samples(inputs[order], labels[order], fine[order]))
+        object.__setattr__(self, "class_sizes", tuple(int(n) for n in np.bincount(fine, minlength=self.num_fine)))
+        _checks.integer("num_train", self.num_train, minimum=1)
+        for count, size in zip(self._train_sizes, self._sizes, strict=True):
+            if not 0 < count < size:
+                raise ArgumentError(
+                    f"Argument `num_train` must leave every class a train and a held-out sample of {len(inputs)}, but "
+                    f"is {self.num_train}: a class of {size} has {count} train samples."
+                )
+
+    @property
+    def _fine(self) -> Any:
+        return self.samples.fine_labels
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        assert self.class_sizes is not None
+        return self.class_sizes
+
+    @property
+    def _train_sizes(self) -> tuple[int, ...]:
+        """Train samples of each class: its share rounded down, the largest remainders up."""
+        sizes = np.asarray(self._sizes)
+        exact = sizes * self.num_train / sizes.sum()
+        counts = np.floor(exact).astype(int)
+        for at in np.argsort(counts - exact, kind="stable")[: self.num_train - counts.sum()]:
+            counts[at] += 1
+        return tuple(int(count) for count in counts)
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Samples, Samples]:
+        """Split the set as the seed says, inputs in the default float dtype.
+
+        Args:
+            key: PRNG key of the seed.
+
+        Returns:
+            Train samples, then held-out samples, each ordered by original class.
+        """
+        whole = _as_default_dtype(self.samples)
+        chance = jax.random.uniform(jax.random.fold_in(key, 0), whole.fine_labels.shape, dtype=jnp.float32)
+        # Rows lie class by class, so this shuffles inside classes.
+        order = jnp.lexsort((chance, whole.fine_labels))
+        starts = np.cumsum([0, *self._sizes[:-1]])
+        blocks = [np.arange(start, start + size) for start, size in zip(starts, self._sizes, strict=True)]
+        parts = [np.split(block, [count]) for block, count in zip(blocks, self._train_sizes, strict=True)]
+        chosen = [order[np.concatenate(rows)] for rows in zip(*parts, strict=True)]
+        train, rest = (jax.tree.map(lambda leaf, at=rows: leaf[at], whole) for rows in chosen)
+        return replace(train, labels=self._with_noise(train.labels, jax.random.fold_in(key, 1))), rest
+
+    def _with_noise(self, labels: Array, key: Key[Array, ""]) -> Array:
+        which, what = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        chance = jax.random.uniform(which, labels.shape, dtype=jnp.float32)
+        drawn = jax.random.randint(what, labels.shape, 0, self.num_labels, dtype=labels.dtype)
+        return jnp.where(chance < jnp.asarray(self.label_noise, dtype=jnp.float32), drawn, labels)
 
 
 def _as_default_dtype(samples: Samples) -> Samples:

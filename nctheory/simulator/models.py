@@ -23,9 +23,15 @@ from nctheory._types import AnyArray
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
     "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
+    "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "erf": jax.scipy.special.erf,
 }
+# Those that are near 0 for negative inputs halve the second moment, which larger initial weights make up for.
+HALVING = ("relu", "leaky_relu", "gelu", "silu")
 SCALES = ("standard", "mean_field")
 READOUTS = ("fixed", "trained")
 
@@ -89,7 +95,7 @@ class MLP(Model):
 
     def __init__(self, spec: "MLPSpec", input_dim: int, num_outputs: int, rngs: nnx.Rngs):
         self.activation = spec.activation
-        gain = spec.init_scale * (2.0 if spec.activation in ("relu", "gelu") else 1.0) ** 0.5
+        gain = spec.init_scale * (2.0 if spec.activation in HALVING else 1.0) ** 0.5
         sizes = (input_dim, *spec.widths)
         self.kernels = nnx.List(
             [
@@ -205,7 +211,8 @@ class MLPSpec:
         activation: one of `ACTIVATIONS`.
         readout: "trained" (with bias) or "fixed" random signs.
         scale: size of a readout entry, "standard" 1/sqrt(m) or "mean_field" 1/m.
-        init_scale: factor on every trained initial weight; 1 is He-normal for ReLU and GELU, LeCun-normal otherwise.
+        init_scale: factor on every trained initial weight; 1 is He-normal for ReLU, leaky ReLU, GELU and SiLU,
+            LeCun-normal otherwise.
 
     Raises:
         ValueError: on an empty list of widths, a width below 1, a negative scale or an unknown name.

@@ -14,15 +14,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from nctheory import _checks, metrics, objectives
 from nctheory._errors import ArgumentError
-from nctheory._types import AnyArray
 from nctheory.simulator import records
+from nctheory.simulator._updates import SCHEDULES, data_loss, make_objective, make_optimizer, split
 from nctheory.simulator.data import DataSource
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model, ModelSpec, UnconstrainedFeaturesSpec
 
 LOSSES = ("logistic", "mse_signs", "cross_entropy", "mse")
 OPTIMIZERS = ("gd", "sgd", "momentum", "nesterov", "adam")
-SCHEDULES = ("constant", "cosine")
 DATA_STREAM, MODEL_STREAM, BATCH_STREAM = 0, 1, 2
 
 
@@ -48,7 +47,9 @@ class TrainConfig:
         learning_rate: step size, > 0.
         momentum: coefficient of "momentum" and "nesterov", in [0, 1).
         weight_decay: lambda of the objective, >= 0; the gradient, hence every optimiser, sees it.
-        schedule: "constant", or "cosine" decay of the learning rate to 0 at the last step.
+        schedule: of the learning rate: "constant"; "cosine" decay to 0 at the last step; "step", a tenth after one and
+            a hundredth after two thirds of the steps; or "one_cycle", a tenth at first, the full rate after 30 % of the
+            steps, 2e-6 of it at last, half cosines between.
         num_steps: number of updates, >= 1.
         batch_size: samples an update, drawn without replacement epoch by epoch; None is the full batch.
         num_records: number of log-spaced measurements asked for, first step 0, last step `num_steps`.
@@ -165,9 +166,9 @@ def train(config: TrainConfig, key: Key[Array, ""]) -> History:
     """
     samples, fresh = config.data.draw(jax.random.fold_in(key, DATA_STREAM))
     _check_free_features(config, samples, fresh)
-    graph, params, frozen = _split(initial_model(config, key))
-    objective = _make_objective(config, graph, frozen)
-    optimizer = _make_optimizer(config)
+    graph, params, frozen = split(initial_model(config, key))
+    objective = make_objective(config, graph, frozen)
+    optimizer = make_optimizer(config)
     update = _make_update(config, objective, optimizer, samples, jax.random.fold_in(key, BATCH_STREAM))
     record_steps = config.record_steps
 
@@ -224,29 +225,8 @@ def trained_model(config: TrainConfig, key: Key[Array, ""], params: Any) -> Mode
     Returns:
         The network.
     """
-    graph, _, frozen = _split(initial_model(config, key))
+    graph, _, frozen = split(initial_model(config, key))
     return nnx.merge(graph, params, frozen)
-
-
-def data_loss(config: TrainConfig, outputs: Float[Array, "N C"], labels: Int[AnyArray, " N"]) -> Float[Array, ""]:
-    """Data term of the objective: the configured loss without weight decay.
-
-    Args:
-        config: the run; names the loss.
-        outputs: of the network, one column for the scalar losses, else one a label.
-        labels: label of each sample, 0..num_labels-1.
-
-    Returns:
-        Mean over samples, in the unit of the loss (nat for the logarithmic ones).
-    """
-    if config.loss == "cross_entropy":
-        return objectives.cross_entropy(outputs, labels)
-    if config.loss == "mse":
-        return objectives.mse(outputs, jax.nn.one_hot(labels, config.num_outputs, dtype=outputs.dtype))
-    signs = (2 * jnp.asarray(labels) - 1).astype(outputs.dtype)
-    if config.loss == "logistic":
-        return objectives.logistic(outputs[:, 0], signs)
-    return objectives.mse(outputs, signs[:, None])
 
 
 def measurements(config: TrainConfig, model: Model, samples: Samples) -> Measurements:
@@ -299,10 +279,6 @@ class _State(NamedTuple):
     step: jax.Array
 
 
-def _split(model: Model):
-    return nnx.split(model, nnx.Param, ...)
-
-
 def _class_readout(model: Model) -> tuple[jax.Array, jax.Array | None]:
     """Readout as one row a label; a scalar output f is the logit pair (-f/2, f/2)."""
     weight = model.readout[...].T
@@ -311,27 +287,6 @@ def _class_readout(model: Model) -> tuple[jax.Array, jax.Array | None]:
         return weight, bias
     signs = jnp.asarray([-0.5, 0.5], dtype=weight.dtype)
     return signs[:, None] * weight, None if bias is None else signs * bias
-
-
-def _make_objective(config: TrainConfig, graph, frozen):
-    def objective(params, samples: Samples) -> jax.Array:
-        model = nnx.merge(graph, params, frozen)
-        penalty = objectives.l2_penalty(params, config.weight_decay)
-        return data_loss(config, model(samples.inputs), samples.labels) + penalty
-
-    return objective
-
-
-def _make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    rate: Any = config.learning_rate
-    if config.schedule == "cosine":
-        shape = optax.cosine_decay_schedule(1.0, config.num_steps)
-        rate = lambda step: config.learning_rate * shape(step)  # noqa: E731
-    if config.optimizer == "adam":
-        return optax.adam(rate)
-    if config.optimizer in ("momentum", "nesterov"):
-        return optax.sgd(rate, momentum=config.momentum, nesterov=config.optimizer == "nesterov")
-    return optax.sgd(rate)
 
 
 def _make_update(config: TrainConfig, objective, optimizer, samples: Samples, key: jax.Array):

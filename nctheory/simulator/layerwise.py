@@ -1,0 +1,358 @@
+"""Training by epochs, measured in every layer: at chosen epochs and where the train accuracy reaches milestones."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from nctheory import _checks, metrics, objectives
+from nctheory._errors import ArgumentError
+from nctheory.metrics.held_out import LayerMetrics, held_out_collapse
+from nctheory.simulator._updates import data_loss, make_optimizer, make_scored_objective, split
+from nctheory.simulator.mixtures import Samples
+from nctheory.simulator.models import Model, UnconstrainedFeaturesSpec
+from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, initial_model
+
+MILESTONES = (0.9, 0.95, 0.975, 0.99)
+_ANY_KEY = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerTrainConfig:
+    """A training run by epochs that is measured in every layer; `by_epochs` fills in the number of steps.
+
+    Attributes:
+        run: data, network, loss ("cross_entropy" or "mse") and optimiser; its `num_steps` must be `num_epochs` epochs
+            of ceil(N / batch_size) steps (one step with the full batch), its own records are not used.
+        num_epochs: passes over the train samples, >= 1.
+        record_epochs: increasing epochs in 0 (before training)..`num_epochs` at which everything is measured.
+        milestones: increasing accuracies in (0, 1]; everything is also measured at the end of the first epoch whose
+            running train accuracy, the share of right answers in its batches before each step, reaches them.
+        keep_params: whether to keep the trained parameters at every record.
+
+    Raises:
+        ValueError: when a bound above is violated.
+    """
+
+    run: TrainConfig
+    num_epochs: int = field(metadata={"static": True})
+    record_epochs: tuple[int, ...] = field(metadata={"static": True})
+    milestones: tuple[float, ...] = field(default=MILESTONES, metadata={"static": True})
+    keep_params: bool = field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        _checks.integer("num_epochs", self.num_epochs, minimum=1)
+        epochs = _checks.integers("record_epochs", self.record_epochs, minimum=0)
+        if not epochs or list(epochs) != sorted(set(epochs)) or epochs[-1] > self.num_epochs:
+            raise ArgumentError(
+                f"Argument `record_epochs` must be increasing epochs in 0..{self.num_epochs}, but is {epochs}."
+            )
+        object.__setattr__(self, "record_epochs", epochs)
+        object.__setattr__(self, "milestones", tuple(float(each) for each in self.milestones))
+        inside = all(0 < each <= 1 for each in self.milestones)
+        if not inside or list(self.milestones) != sorted(set(self.milestones)):
+            raise ArgumentError(
+                f"Argument `milestones` must be increasing accuracies in (0, 1], but is {self.milestones}."
+            )
+        if isinstance(self.run, TrainConfig):
+            _checks.choice("run.loss", self.run.loss, ("cross_entropy", "mse"))
+            if isinstance(self.run.model, UnconstrainedFeaturesSpec):
+                raise ArgumentError("Argument `run.model` must have layers, but is an UnconstrainedFeaturesSpec.")
+
+    @classmethod
+    def by_epochs(
+        cls,
+        *,
+        num_epochs: int,
+        record_epochs: tuple[int, ...],
+        milestones: tuple[float, ...] = MILESTONES,
+        keep_params: bool = False,
+        **run: Any,
+    ) -> "LayerTrainConfig":
+        """Configure a run by its number of epochs.
+
+        Args:
+            num_epochs: passes over the train samples, >= 1.
+            record_epochs: epochs at which everything is measured.
+            milestones: train accuracies at which everything is measured.
+            keep_params: whether to keep the trained parameters at every record.
+            **run: fields of `TrainConfig` but `num_steps`.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: as the two configurations do.
+        """
+        _checks.integer("num_epochs", num_epochs, minimum=1)
+        steps = _steps_per_epoch(run["data"], run.get("batch_size"))
+        return cls(TrainConfig(**run, num_steps=num_epochs * steps), num_epochs, record_epochs, milestones, keep_params)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one pass over the train samples."""
+        return _steps_per_epoch(self.run.data, self.run.batch_size)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerHistory:
+    """Record of a run at R epochs and M milestones over layers 0 (the inputs), 1, ..., L (the last hidden layer).
+
+    Losses are data terms, without the penalty, in the unit of the loss; accuracies are shares in [0, 1].
+
+    Attributes:
+        epochs: finished epochs at each record.
+        train_loss: mean loss of the train samples.
+        train_accuracy: share of right answers on them (their labels as trained on).
+        test_loss: mean loss of the held-out samples.
+        test_accuracy: share of right answers on them.
+        train: every layer on the train samples.
+        test: every layer on the held-out samples; `collapse` about their own class means.
+        epoch_accuracy: running train accuracy of every epoch.
+        milestone_epochs: first epoch whose running accuracy reaches each milestone; -1 where none does.
+        milestone_train: every layer on the train samples at the end of that epoch; NaN where none does.
+        milestone_test: the same on the held-out samples.
+        params: trained parameters, stacked over records, or None unless `keep_params`.
+        finite: whether the loss stayed finite at every record.
+    """
+
+    epochs: Int[Array, "*batch R"]
+    train_loss: Float[Array, "*batch R"]
+    train_accuracy: Float[Array, "*batch R"]
+    test_loss: Float[Array, "*batch R"]
+    test_accuracy: Float[Array, "*batch R"]
+    train: LayerMetrics
+    test: LayerMetrics
+    epoch_accuracy: Float[Array, "*batch E"]
+    milestone_epochs: Int[Array, "*batch M"]
+    milestone_train: LayerMetrics
+    milestone_test: LayerMetrics
+    params: Any
+    finite: Any
+
+
+def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
+    """Train one network and measure the collapse of every layer, on train and on held-out samples.
+
+    Pure, for `jit`, `vmap` and `simulator.sweep`. Batches are a random order of the train samples, epoch by epoch; the
+    last batch of an epoch starts earlier instead of being smaller. Training first, measuring afterwards: the parameters
+    at all records are kept until then, `len(record_epochs) + len(milestones)` times their size.
+
+    Args:
+        config: the run.
+        key: PRNG key of the seed; the streams of data, initial weights and batches are those of `train`.
+
+    Returns:
+        The measurements; NaN from the first non-finite record on.
+
+    Raises:
+        ValueError: if the data have no held-out samples, or `run.num_steps` does not fit the number of epochs.
+    """
+    run = config.run
+    train, test = run.data.draw(jax.random.fold_in(key, DATA_STREAM))
+    _check(config, test)
+    graph, params, frozen = split(initial_model(run, key))
+    final, kept = _descend(config, graph, params, frozen, train, jax.random.fold_in(key, BATCH_STREAM))
+    every = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, final.snapshots)
+
+    def measure(params: Any) -> tuple[_Scores, _Scores]:
+        return _measure(config, nnx.merge(graph, params, frozen), train, test)
+
+    on_train, on_test = lax.map(measure, every)
+    count = len(config.record_epochs)
+    (train_records, train_marks), (test_records, test_marks) = (
+        (jax.tree.map(lambda leaf: leaf[:count], each), jax.tree.map(lambda leaf: leaf[count:], each))
+        for each in (on_train, on_test)
+    )
+    return LayerHistory(
+        epochs=jnp.asarray(config.record_epochs, dtype=jnp.int32),
+        train_loss=train_records.loss,
+        train_accuracy=train_records.accuracy,
+        test_loss=test_records.loss,
+        test_accuracy=test_records.accuracy,
+        train=train_records.layers,
+        test=test_records.layers,
+        epoch_accuracy=final.epoch_accuracy,
+        milestone_epochs=final.milestone_epochs,
+        milestone_train=train_marks.layers,
+        milestone_test=test_marks.layers,
+        params=kept if config.keep_params else None,
+        finite=jnp.all(jnp.isfinite(train_records.loss)),
+    )
+
+
+class _State(NamedTuple):
+    params: Any
+    optimizer: Any
+    epoch_accuracy: jax.Array
+    milestone_epochs: jax.Array
+    snapshots: Any
+
+
+class _Scores(NamedTuple):
+    loss: jax.Array
+    accuracy: jax.Array
+    layers: LayerMetrics
+
+
+def _steps_per_epoch(data: Any, batch_size: int | None) -> int:
+    count = jax.eval_shape(data.draw, jax.random.key(_ANY_KEY))[0].inputs.shape[0]
+    if batch_size is None:
+        return 1
+    _checks.integer("batch_size", batch_size, minimum=1)
+    if batch_size > count:
+        raise ArgumentError(f"Argument `batch_size` must be at most {count} samples, but is {batch_size}.")
+    return math.ceil(count / batch_size)
+
+
+def _check(config: LayerTrainConfig, test: Samples | None) -> None:
+    if test is None:
+        raise ArgumentError("Argument `run.data` must have held-out samples, but has none.")
+    steps = config.num_epochs * config.steps_per_epoch
+    if config.run.num_steps != steps:
+        raise ArgumentError(
+            f"Argument `run.num_steps` must be {steps}, that is {config.num_epochs} epochs of "
+            f"{config.steps_per_epoch} steps, but is {config.run.num_steps}."
+        )
+
+
+def _descend(config: LayerTrainConfig, graph: Any, params: Any, frozen: Any, train: Samples, key: jax.Array) -> Any:
+    """Final state, and the parameters at every record."""
+    optimizer = make_optimizer(config.run)
+    dtype = jax.tree.leaves(params)[0].dtype
+    milestones = jnp.asarray(config.milestones, dtype=dtype)
+    count = len(config.milestones)
+    run_epoch = _make_epoch(config, make_scored_objective(config.run, graph, frozen), optimizer, train, key)
+
+    def epoch(index: jax.Array, state: _State) -> _State:
+        params, moving, accuracy = run_epoch(index, state.params, state.optimizer)
+        reached = (accuracy >= milestones) & (state.milestone_epochs < 0)
+
+        def snapshot(old: jax.Array, new: jax.Array) -> jax.Array:
+            here = jnp.reshape(reached, (count,) + (1,) * new.ndim)
+            return jnp.where(here, jnp.broadcast_to(new[None], old.shape), old)
+
+        return _State(
+            params,
+            moving,
+            state.epoch_accuracy.at[index].set(accuracy),
+            jnp.where(reached, index.astype(jnp.int32) + 1, state.milestone_epochs),
+            jax.tree.map(snapshot, state.snapshots, params),
+        )
+
+    def to_next_record(state: _State, ends: tuple[jax.Array, jax.Array]) -> tuple[_State, Any]:
+        state = lax.fori_loop(*ends, epoch, state)
+        return state, state.params
+
+    start = _State(
+        params,
+        optimizer.init(params),
+        jnp.full(config.num_epochs, jnp.nan, dtype),
+        jnp.full(count, -1, jnp.int32),
+        jax.tree.map(lambda leaf: jnp.full((count, *leaf.shape), jnp.nan, leaf.dtype), params),
+    )
+    last = jnp.asarray(config.record_epochs, dtype=jnp.int32)
+    first = jnp.asarray((0, *config.record_epochs[:-1]), dtype=jnp.int32)
+    state, kept = lax.scan(to_next_record, start, (first, last))
+    # Epochs after the last record still count for milestones.
+    return lax.fori_loop(config.record_epochs[-1], config.num_epochs, epoch, state), kept
+
+
+def _make_epoch(config: LayerTrainConfig, objective: Any, optimizer: Any, train: Samples, key: jax.Array) -> Any:
+    count = train.inputs.shape[0]
+    steps, size = config.steps_per_epoch, config.run.batch_size or count
+    slope = jax.value_and_grad(objective, has_aux=True)
+
+    def run_epoch(index: jax.Array, params: Any, moving: Any) -> tuple[Any, Any, jax.Array]:
+        order = jax.random.permutation(jax.random.fold_in(key, index), count)
+
+        def step(at: jax.Array, state: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
+            params, moving, hits = state
+            start = jnp.minimum(at * size, count - size)
+            rows = lax.dynamic_slice(order, (start,), (size,))
+            batch = train if size == count else jax.tree.map(lambda leaf: leaf[rows], train)
+            (_, outputs), gradient = slope(params, batch)
+            change, moving = optimizer.update(gradient, moving, params)
+            hits = hits + objectives.accuracy(outputs, batch.labels)
+            return optax.apply_updates(params, change), moving, hits
+
+        nothing = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+        params, moving, hits = lax.fori_loop(0, steps, step, (params, moving, nothing))
+        return params, moving, hits / steps
+
+    return run_epoch
+
+
+def _measure(config: LayerTrainConfig, model: Model, train: Samples, test: Samples) -> tuple[_Scores, _Scores]:
+    """Every layer on both splits."""
+    layers, outputs = zip(*(_layers_and_outputs(model, part) for part in (train, test)), strict=True)
+    predictions = [jnp.argmax(each, axis=1).astype(jnp.int32) for each in outputs]
+    num_classes = config.run.data.num_labels
+
+    def measured(features: tuple[jax.Array, jax.Array]) -> tuple[LayerMetrics, LayerMetrics]:
+        def of(at: int, part: Samples) -> LayerMetrics:
+            return LayerMetrics(
+                metrics.collapse_metrics(features[at], part.labels, num_classes=num_classes),
+                held_out_collapse(
+                    features[0],
+                    train.labels,
+                    features[at],
+                    part.labels,
+                    num_classes=num_classes,
+                    predictions=predictions[at],
+                ),
+            )
+
+        return of(0, train), of(1, test)
+
+    found = _over_layers(measured, list(zip(*layers, strict=True)))
+    on_train, on_test = (
+        _Scores(data_loss(config.run, out, part.labels), objectives.accuracy(out, part.labels), record)
+        for out, part, record in zip(outputs, (train, test), found, strict=True)
+    )
+    return on_train, on_test
+
+
+def _layers_and_outputs(model: Model, samples: Samples) -> tuple[list[jax.Array], jax.Array]:
+    hidden = model.layer_features(samples.inputs)
+    return [jnp.asarray(samples.inputs), *hidden], model.outputs(hidden[-1])
+
+
+def _over_layers(measured: Any, layers: list[Any]) -> Any:
+    """Measure every layer, with the layers on the last axis; layers of one width are one batched program."""
+    widths = [pair[0].shape[1] for pair in layers]
+    found: list[Any] = [None] * len(layers)
+    for width in dict.fromkeys(widths):
+        members = [at for at, each in enumerate(widths) if each == width]
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *(layers[at] for at in members))
+        together = lax.map(measured, stacked)
+        for row, at in enumerate(members):
+            found[at] = jax.tree.map(lambda leaf, row=row: leaf[row], together)
+    return jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+def log_spaced_epochs(num_epochs: int, num_records: int) -> tuple[int, ...]:
+    """Epochs 0 and about `num_records - 1` log-spaced ones up to the last, without repetitions.
+
+    Args:
+        num_epochs: epochs of the run, >= 1.
+        num_records: epochs asked for, >= 2.
+
+    Returns:
+        Increasing epochs, for `LayerTrainConfig.record_epochs`.
+
+    Raises:
+        ValueError: if an argument is not an integer or below its minimum.
+    """
+    from nctheory.simulator.records import record_steps
+
+    return tuple(int(each) for each in np.asarray(record_steps(num_epochs, num_records)))
