@@ -69,7 +69,8 @@ def make_optimizer(config: "TrainConfig") -> optax.GradientTransformation:
     rate: Any = config.learning_rate
     if config.schedule != "constant":
         shape = _shape(config.schedule, config.num_steps)
-        rate = lambda step: config.learning_rate * shape(step)  # noqa: E731
+        # As a real number: some of the schedules compare the step with one.
+        rate = lambda step: config.learning_rate * shape(jnp.asarray(step, dtype=float))  # noqa: E731
     if config.optimizer == "adam":
         return optax.adam(rate)
     if config.optimizer in ("momentum", "nesterov"):
@@ -83,6 +84,15 @@ def _shape(schedule: str, num_steps: int) -> Any:
         return optax.cosine_decay_schedule(1.0, num_steps)
     if schedule == "step":
         return optax.piecewise_constant_schedule(1.0, {num_steps // 3: 0.1, 2 * num_steps // 3: 0.1})
-    return optax.cosine_onecycle_schedule(
-        num_steps, 1.0, pct_start=RISE, div_factor=RISE_FACTOR, final_div_factor=FALL_FACTOR
-    )
+    # Not optax's one-cycle schedule, which mixes dtypes.
+    top = RISE * num_steps
+    first, last = 1 / RISE_FACTOR, 1 / (RISE_FACTOR * FALL_FACTOR)
+
+    def between(start: float, end: float, share: jax.Array) -> jax.Array:
+        return end + (start - end) * (1 + jnp.cos(jnp.pi * share)) / 2
+
+    def one_cycle(step: jax.Array) -> jax.Array:
+        fall = jnp.clip((step - top) / (num_steps - top), 0.0, 1.0)
+        return jnp.where(step < top, between(first, 1.0, step / top), between(1.0, last, fall))
+
+    return one_cycle

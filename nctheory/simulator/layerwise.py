@@ -165,7 +165,10 @@ def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
     every = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, final.snapshots)
 
     def measure(params: Any) -> tuple[_Scores, _Scores]:
-        return _measure(config, nnx.merge(graph, params, frozen), train, test)
+        found = _measure(config, nnx.merge(graph, params, frozen), train, test)
+        # The inputs would have numbers also without a network, be it diverged or, for a milestone, not there.
+        known = jnp.isfinite(found[0].loss)
+        return jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.nan), found)
 
     on_train, on_test = lax.map(measure, every)
     count = len(config.record_epochs)

@@ -216,7 +216,7 @@ def test_free_features_ignore_the_inputs(key):
     [
         ({"loss": "hinge"}, "`loss` must be one of .* 'hinge'"),
         ({"optimizer": "lion"}, "`optimizer` must be one of .* 'lion'"),
-        ({"schedule": "step"}, "`schedule` must be one of"),
+        ({"schedule": "linear"}, "`schedule` must be one of"),
         ({"num_steps": 0}, "`num_steps` must be an integer >= 1, but is 0"),
         ({"num_steps": 2.5}, "`num_steps` must be an integer >= 1, but is 2.5"),
         ({"num_records": 1}, "`num_records` must be an integer >= 2"),
