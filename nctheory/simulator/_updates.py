@@ -44,7 +44,8 @@ def data_loss(config: "TrainConfig", outputs: Float[Array, "N C"], labels: Int[A
 
 def split(model: Model) -> tuple[Any, Any, Any]:
     """Structure, trained parameters and all else of a network."""
-    return nnx.split(model, nnx.Param, ...)
+    graph, params, frozen = nnx.split(model, nnx.Param, ...)
+    return graph, params, frozen
 
 
 def make_objective(config: "TrainConfig", graph: Any, frozen: Any) -> Any:

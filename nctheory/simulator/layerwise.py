@@ -158,8 +158,7 @@ def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
         ValueError: if the data have no held-out samples, or `run.num_steps` does not fit the number of epochs.
     """
     run = config.run
-    train, test = run.data.draw(jax.random.fold_in(key, DATA_STREAM))
-    _check(config, test)
+    train, test = _checked_draw(config, jax.random.fold_in(key, DATA_STREAM))
     graph, params, frozen = split(initial_model(run, key))
     final, kept = _descend(config, graph, params, frozen, train, jax.random.fold_in(key, BATCH_STREAM))
     every = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, final.snapshots)
@@ -217,7 +216,8 @@ def _steps_per_epoch(data: Any, batch_size: int | None) -> int:
     return math.ceil(count / batch_size)
 
 
-def _check(config: LayerTrainConfig, test: Samples | None) -> None:
+def _checked_draw(config: LayerTrainConfig, key: jax.Array) -> tuple[Samples, Samples]:
+    train, test = config.run.data.draw(key)
     if test is None:
         raise ArgumentError("Argument `run.data` must have held-out samples, but has none.")
     steps = config.num_epochs * config.steps_per_epoch
@@ -226,6 +226,7 @@ def _check(config: LayerTrainConfig, test: Samples | None) -> None:
             f"Argument `run.num_steps` must be {steps}, that is {config.num_epochs} epochs of "
             f"{config.steps_per_epoch} steps, but is {config.run.num_steps}."
         )
+    return train, test
 
 
 def _descend(config: LayerTrainConfig, graph: Any, params: Any, frozen: Any, train: Samples, key: jax.Array) -> Any:
