@@ -1,0 +1,77 @@
+"""Matrix factorisations that are safe in programs batched by `vmap`, and triangular factors found block by block."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from nctheory.metrics import _moments
+from nctheory.metrics._moments import ClassMoments
+
+
+def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Make `vmap` of a function of one matrix work on one matrix after the other on a CPU, elsewhere on all at once.
+
+    Two programs that run batches of LAPACK calls on a CPU can wait for each other for ever; why, see the singular value
+    decomposition in `nctheory.metrics.collapse`.
+    """
+    single = jax.custom_batching.custom_vmap(function)
+
+    @single.def_vmap
+    def _(axis_size: int, in_batched: Any, matrices: Array) -> tuple[Array, bool]:
+        loop = lambda m: jax.lax.map(single, m)  # noqa: E731
+        return jax.lax.platform_dependent(matrices, cpu=loop, default=jax.vmap(function)), True
+
+    @jax.custom_jvp
+    def safe(matrix: Array) -> Array:
+        return single(matrix)
+
+    @safe.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        # A function with a batching rule of its own cannot be differentiated; the plain one can.
+        return jax.jvp(function, primals, tangents)
+
+    return safe
+
+
+@one_by_one
+def _triangle(matrix: Float[Array, "m n"]) -> Float[Array, "n n"]:
+    """Triangular factor R of a tall matrix: R^T R is its Gram matrix, without squaring its condition number."""
+    return jnp.linalg.qr(matrix, mode="r")
+
+
+@one_by_one
+def singular_values(matrix: Float[Array, "m n"]) -> Float[Array, " r"]:
+    """Singular values, the largest first."""
+    return jnp.linalg.svd(matrix, compute_uv=False)
+
+
+def residual_factor(
+    moments: ClassMoments,
+    features: Float[Array, "N d"],
+    labels: Integer[Array, " N"],
+    extra: Float[Array, "m d"],
+) -> Float[Array, "n n"]:
+    """Triangular factor of A = [Z / sqrt(N); extra], Z the features minus the mean of their class; n = min(N + m, d).
+
+    For N + m >= d it is that of A, so A^T A = R^T R; else that of A^T, so A A^T = R^T R, rows in the order of A. The
+    singular values of A are those of R to within eps |A| times a small number, whereas those from the Gram matrix are
+    lost below sqrt(eps) |A|. Tall matrices are reduced block by block: the memory beyond the features is O(d^2), or a
+    copy of the features if they are fewer than their dimension.
+    """
+    num_samples, dim = features.shape
+    scale = float(num_samples) ** -0.5
+    if num_samples + extra.shape[0] < dim:
+        rows = jnp.concatenate([_moments.residuals(moments, features, labels) * scale, extra])
+        return _triangle(rows.T)
+
+    def step(triangle: Array, first: Any, size: int) -> Array:
+        rows, classes = _moments.take_rows(features, first, size), _moments.take_rows(labels, first, size)
+        return _triangle(jnp.concatenate([triangle, _moments.residuals(moments, rows, classes) * scale]))
+
+    start = jnp.zeros((dim, dim), moments.offsets.dtype)
+    # Blocks of at least four times the dimension, so that the triangle carried along costs a quarter at most.
+    triangle = _moments.fold_rows(step, start, num_rows=num_samples, num_columns=dim, min_rows=4 * dim)
+    return _triangle(jnp.concatenate([triangle, extra]))
