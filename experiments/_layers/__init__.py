@@ -1,0 +1,1 @@
+"""Parts of the experiments on collapse in every layer: recipes, conditions, record, claims."""

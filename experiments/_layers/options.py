@@ -1,0 +1,61 @@
+"""Options of image networks; light, because `--help` reads them."""
+
+import dataclasses
+from typing import Literal
+
+from nctheory._cli import check_integer
+from nctheory._errors import ArgumentError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """Training of an image network with momentum 0.9, without augmentation."""
+
+    num_epochs: int = 20
+    """Passes over the train images."""
+    batch_size: int = 128
+    """Images a step."""
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = "one_cycle"
+    """How the rate changes: "step" divides it by 10 at 1/3 and 2/3."""
+    control: bool = True
+    """Train the first set once more without weight decay, as a control."""
+    pool: bool = False
+    """Average activations over height and width before they are measured; otherwise they are flattened."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the activations in training: "auto" is bfloat16 on GPU and TPU, float32 on CPU."""
+    checkpoint_epochs: tuple[int, ...] = ()
+    """Epochs at which every layer is measured, the last among them; by default 0, powers of two and the last."""
+    num_train: int | None = None
+    """Train images to use, the first of the set; all by default."""
+    num_test: int | None = None
+    """Test images to use, the first of the set; all by default."""
+    max_measured: int | None = None
+    """Images of each split that are measured, the first; all by default."""
+
+    def check(self) -> None:
+        """Check what the training's own configuration does not."""
+        for name in ("num_epochs", "batch_size", "num_train", "num_test", "max_measured"):
+            if getattr(self, name) is not None:
+                check_integer(f"images.{name}", getattr(self, name), minimum=1)
+        listed = self.checkpoint_epochs
+        if listed and (listed[-1] != self.num_epochs or listed[0] or list(listed) != sorted(set(listed))):
+            raise ArgumentError(
+                f"Argument `images.checkpoint_epochs` must increase from 0 (untrained) to the last epoch "
+                f"{self.num_epochs}, but is {listed}."
+            )
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Epochs at which everything is measured."""
+        if self.checkpoint_epochs:
+            return self.checkpoint_epochs
+        doubled = (2**power for power in range(self.num_epochs.bit_length()))
+        return tuple(sorted({0, self.num_epochs, *doubled}))
+
+    @property
+    def smaller(self) -> "ImageOptions":
+        """This record with whatever was left at its default made small, for `--smoke`."""
+        default = {each.name: each.default for each in dataclasses.fields(self)}
+        small = {"num_epochs": 2, "batch_size": 64, "num_train": 256, "num_test": 256}
+        changed = {name: value for name, value in small.items() if getattr(self, name) == default[name]}
+        return dataclasses.replace(self, **changed)

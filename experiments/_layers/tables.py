@@ -1,0 +1,88 @@
+"""What the layer experiment prints beside its claims: the measured numbers of every condition."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from _layers import scores
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def table(history: "xr.Dataset") -> str:
+    """Numbers of every condition as aligned text: mean over seeds and range, one column a condition."""
+    columns = {str(name): _column(history, str(name)) for name in history["condition"].values}
+    names = list(next(iter(columns.values())))
+    width = 1 + max(map(len, names))
+    cells = {name: [column[name] for column in columns.values()] for name in names}
+    widths = [2 + max(len(title), *(len(cells[name][at]) for name in names)) for at, title in enumerate(columns)]
+    head = " " * width + "".join(title.rjust(size) for title, size in zip(columns, widths, strict=True))
+    lines = [
+        name.ljust(width) + "".join(cell.rjust(size) for cell, size in zip(cells[name], widths, strict=True))
+        for name in names
+    ]
+    return "\n".join([head, *lines])
+
+
+def reading(history: "xr.Dataset") -> str:
+    """What the linear-scale statement says and does not say, in words with this depth's numbers."""
+    depth = history.sizes["layer"] - 1
+    half, factor = (depth + 1) // 2, scores.largest_geometric_factor(depth)
+    return (
+        f"Reading of A1: on a linear scale every geometric decay puts most of its fall into its first layers. With "
+        f"{depth} hidden layers any decay by a factor below {factor:.3f} a layer has S_h >= {scores.SHALLOW_SHARE:g} "
+        f"at h = {half}, so A1 and an even fall of the logarithm (law of data separation) describe one curve; the "
+        f"log-scale share of an even fall is h/L = {half / depth:.2f}."
+    )
+
+
+def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
+    one = history.sel(condition=condition)
+    last = one.sel(epoch=int(one["num_epochs"]))
+    layers = scores.layers_at(history, condition)
+    untrained = scores.layers_at(history, condition, trained=False)
+    slope, even = scores.line_fit(np.log(layers.ratio))
+    found: dict[str, Any] = {
+        "epochs": str(int(one["num_epochs"])),
+        "train accuracy": _shown(last["accuracy"].sel(split="train").values),
+        "test accuracy": _shown(last["accuracy"].sel(split="test").values),
+    }
+    for layer in range(layers.depth + 1):
+        found[f"NC1 (q), layer {layer}"] = _shown(layers.nc1[:, layer])
+    found |= {
+        "S_h of q": _shown(scores.shallow_share(layers.nc1)),
+        "S_h of r": _shown(scores.shallow_share(layers.ratio)),
+        "S_h of q, hidden layers": _shown(scores.shallow_share(layers.nc1, first=1)),
+        "log-scale share of q": _shown(scores.shallow_share(layers.nc1, log=True)),
+        "factor on r a layer": _shown(np.exp(slope)),
+        "R^2 of log r": _shown(even),
+        "r_L/r_1": _shown(layers.ratio[:, -1] / layers.ratio[:, 1]),
+        "rank(r, l)": _shown(scores.rank_with_depth(layers.ratio)),
+        "rank(m, l)": _shown(scores.rank_with_depth(layers.mismatch)),
+        "rank(c, l)": _shown(scores.rank_with_depth(layers.angles)),
+        "c_1": _shown(layers.angles[:, 1]),
+        "c_L": _shown(layers.angles[:, -1]),
+        "v_L/v_1": _shown(layers.norms[:, -1] / layers.norms[:, 1]),
+        "m_L": _shown(layers.mismatch[:, -1]),
+        "effective depth l*": _shown(scores.effective_depth(layers.mismatch)),
+        "seeds that pass A0": _count(scores.emerges(layers, untrained)),
+        "seeds that pass A1": _count(scores.shallow(layers)),
+        "seeds that pass A2": _count(scores.separates(layers)),
+    }
+    return found
+
+
+def _shown(values: Any) -> str:
+    """Mean and range of the finite values; "-" without any."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    if not finite.size:
+        return "-"
+    low, high = finite.min(), finite.max()
+    spread = "" if low == high else f" {low:.3g}..{high:.3g}"
+    return f"{finite.mean():.3g}{spread}"
+
+
+def _count(parts: dict[str, np.ndarray]) -> str:
+    passed = scores.every(parts)
+    return f"{int(passed.sum())} of {passed.size}"

@@ -1,0 +1,402 @@
+"""The layer experiment: its units, data, criteria and predictions, files of a smoke run, verdict logic."""
+
+import dataclasses
+import json
+
+import intermediate_layers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _layers import chain, claims, conditions, record, scores, tables
+from _layers.recipes import Recipe, library_units
+
+from nctheory import simulator
+from nctheory._errors import ArgumentError
+from nctheory.figures import intermediate_layers as figure
+from tests.experiments.conftest import assert_refused, history_of, run_script
+
+SCRIPT = "experiments/intermediate_layers.py"
+NAMES = ("digits", "digits_no_decay", "gmm_easy", "digits_noise20")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One smoke run that the tests of this file share."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, run_script(SCRIPT, "--smoke", "--quiet", "--out", out)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_library_units_give_the_updates_of_a_loss_averaged_over_outputs(key, wrong):
+    """One step by hand on the mean over samples and outputs; the same step through the library; K = 10."""
+    inputs = jax.random.normal(jax.random.fold_in(key, 0), (6, 4), dtype=float)
+    targets = jax.nn.one_hot(jnp.arange(6), 10, dtype=inputs.dtype)
+    weight = jax.random.normal(jax.random.fold_in(key, 1), (4, 10), dtype=float)
+    by_hand = weight - 0.1 * (jax.grad(lambda w: jnp.mean((inputs @ w - targets) ** 2))(weight) + 5e-2 * weight)
+    rate, decay = (0.1, 5e-2) if wrong else library_units("mse", 10, learning_rate=0.1, weight_decay=5e-2)
+
+    def objective(w):
+        return jnp.sum((inputs @ w - targets) ** 2) / (2 * 6) + decay / 2 * jnp.sum(w**2)
+
+    same = np.allclose(weight - rate * jax.grad(objective)(weight), by_hand, rtol=1e-5)
+    assert same is not wrong
+
+
+def test_cross_entropy_keeps_its_units():
+    assert library_units("cross_entropy", 10, learning_rate=0.1, weight_decay=5e-4) == (0.1, 5e-4)
+
+
+def test_conditions_are_the_reference_its_control_and_what_is_asked_for():
+    names = [each.name for each in conditions.conditions(("digits_noise20", "digits", "gmm_easy"))]
+    assert names == ["digits", "gmm_easy", "digits_noise20"]
+    assert len(conditions.conditions(("all",))) == len(conditions.CONDITIONS) == 6
+
+
+def test_digits_are_standardised_by_two_numbers_and_split_by_seed():
+    source = conditions.source(conditions.CONDITIONS[0], 0)
+    inputs = np.asarray(source.samples.inputs)
+    assert inputs.shape == (1797, 64)
+    assert inputs.mean() == pytest.approx(0, abs=1e-12)
+    assert inputs.std() == pytest.approx(1, abs=1e-12)
+    first, second = (source.draw(jax.random.key(seed)) for seed in (0, 1))
+    assert (first[0].inputs.shape, first[1].inputs.shape) == ((1437, 64), (360, 64))
+    assert not np.array_equal(first[0].inputs, second[0].inputs)
+
+
+def test_mixtures_have_their_centres_noise_and_hardness():
+    """Nearest class means separate one Gaussian a class and not eight."""
+    easy, multi = (conditions.mixture(count, 3) for count in (1, 8))
+    for each in (easy, multi):
+        assert each.inputs.shape == (1800, 64)
+        assert np.asarray(each.inputs).std() == pytest.approx(1)
+        np.testing.assert_array_equal(np.bincount(each.labels), [180] * 10)
+    within = np.concatenate([easy.inputs[easy.labels == k] - easy.inputs[easy.labels == k].mean(0) for k in range(10)])
+    means = np.stack([easy.inputs[easy.labels == k].mean(0) for k in range(10)])
+    # Norm 8 over unit noise, whatever the common scale; 1,800 x 64 draws and sqrt(64/180) of noise in the means.
+    assert np.linalg.norm(means, axis=1).mean() / within.std() == pytest.approx(8, rel=0.02)
+
+    def mismatch(samples):
+        centres = np.stack([samples.inputs[samples.labels == k].mean(0) for k in range(10)])
+        distances = ((samples.inputs[:, None] - centres[None]) ** 2).sum(-1)
+        return (distances.argmin(1) != samples.labels).mean()
+
+    assert mismatch(easy) < 0.001
+    assert mismatch(multi) > 0.1
+    again = conditions.mixture(1, 3)
+    np.testing.assert_array_equal(again.inputs, easy.inputs)
+    assert not np.array_equal(conditions.mixture(1, 4).inputs, easy.inputs)
+
+
+def test_noise_doubles_the_epochs_and_the_control_loses_its_decay():
+    recipe = Recipe(num_epochs=3, width=8)
+    source = conditions.source(conditions.CONDITIONS[0], 0, num_samples=100)
+    settings = {
+        each.name: conditions.train_config(each, recipe, source, 3)
+        for each in conditions.conditions(("digits", "digits_no_decay", "digits_noise20"))
+    }
+    assert settings["digits_noise20"].num_epochs == 6
+    assert settings["digits_no_decay"].run.weight_decay == 0
+    assert settings["digits"].run.weight_decay == pytest.approx(5 * 5e-4)
+    assert settings["digits"].run.learning_rate == pytest.approx(0.1 / 5)
+    assert settings["digits"].run.num_steps == 3 * 5
+
+
+def _geometric(factor, depth=5, seeds=2, start=1.0):
+    return np.tile(start * factor ** np.arange(depth + 1.0), (seeds, 1))
+
+
+def test_shares_and_fits_of_known_curves():
+    values = np.array([[10.0, 6.0, 3.0, 1.5, 1.0, 0.5]])
+    assert scores.shallow_share(values)[0] == pytest.approx(8.5 / 9.5)
+    assert scores.shallow_share(values, first=1)[0] == pytest.approx(4.5 / 5.5)
+    assert scores.shallow_share(_geometric(0.4), log=True) == pytest.approx([0.6, 0.6])
+    slope, even = scores.line_fit(np.log(_geometric(0.4)))
+    assert np.exp(slope) == pytest.approx([0.4, 0.4])
+    assert even == pytest.approx([1, 1])
+    rising = np.array([[0.0, 1.0, 0.0, 1.0]])
+    slope, explained = scores.line_fit(rising)
+    assert slope[0] == pytest.approx(np.polyfit(np.arange(4), rising[0], 1)[0])
+    assert explained[0] == pytest.approx(np.corrcoef(np.arange(4), rising[0])[0, 1] ** 2)
+    assert np.isnan(scores.line_fit(np.ones((1, 4)))[1][0])
+
+
+@pytest.mark.parametrize("depth", [3, 5, 9])
+def test_largest_geometric_factor_is_where_the_criterion_turns(depth):
+    factor = scores.largest_geometric_factor(depth)
+    below, above = (scores.shallow_share(_geometric(factor + step, depth))[0] for step in (-1e-3, 1e-3))
+    assert below > scores.SHALLOW_SHARE > above
+
+
+def test_effective_depth_is_the_first_layer_that_decides():
+    mismatch = np.array([[0.2, 0.05, 0.01, 0.0], [0.0] * 4, [0.5, 0.4, 0.3, 0.2], [0.2, np.nan, 0.0, 0.0]])
+    np.testing.assert_array_equal(scores.effective_depth(mismatch), [2, 0, 4, np.nan])
+
+
+def test_ordered_asks_for_a_whole_layer_and_fails_nan():
+    easy, middle, hard = np.array([0.0, 0, 0, np.nan]), np.array([1.0, 2, 0, 2]), np.array([2.0, 2, 3, 3])
+    np.testing.assert_array_equal(scores.ordered(easy, middle, hard), [True, False, False, False])
+
+
+def _layers(**changes):
+    """Two seeds like those of trained digits."""
+    shared = {
+        "nc1": _geometric(0.42),
+        "ratio": _geometric(0.42, start=1.4),
+        "angles": np.tile([0.2, 0.21, 0.23, 0.2, 0.14, 0.06], (2, 1)),
+        "norms": np.tile([0.18, 0.22, 0.2, 0.18, 0.14, 0.07], (2, 1)),
+        "mismatch": np.tile([0.1, 0.04, 0.002, 0.0, 0.0, 0.0], (2, 1)),
+    }
+    return scores.Layers(**(shared | changes))
+
+
+def test_criteria_pass_what_they_should_and_each_part_fails_alone():
+    """Each change breaks one part of a criterion, and only it; NaN breaks it too."""
+    untrained = _layers(nc1=np.full((2, 6), 2.0), ratio=_geometric(1.1))
+    for parts in (scores.emerges(_layers(), untrained), scores.shallow(_layers()), scores.separates(_layers())):
+        assert all(part.all() for part in parts.values())
+    flat = np.tile([0.1, 0.04, 0.002, 0.0, 0.0, 0.006], (2, 1))
+    assert not scores.emerges(_layers(mismatch=flat), untrained)["m_L <= 0.005"].any()
+    assert not scores.emerges(_layers(), _layers())["q halved in half of the layers"].any()
+    slow = _layers(nc1=_geometric(0.6), ratio=_geometric(0.6))
+    assert not scores.shallow(slow)["share of q"].any()
+    late = np.tile([0.2, 0.3, 0.23, 0.2, 0.1, 0.11], (2, 1))
+    found = scores.separates(_layers(angles=late))
+    assert found["c_L <= 0.7 c_1"].all()
+    assert not found["c does not rise in the last layers"].any()
+    assert scores.separates(_layers(angles=np.where(late == 0.11, 0.104, late)))[
+        "c does not rise in the last layers"
+    ].all()
+    broken = _layers(angles=np.full((2, 6), np.nan), norms=np.full((2, 6), np.nan))
+    assert not any(part.any() for part in scores.separates(broken).values())
+    assert "v_L <= 0.6 v_1" not in scores.separates(_layers(), norms=False)
+
+
+def test_share_of_seeds_counts_diverged_seeds_as_failed():
+    interval = claims.share_of_seeds([True] * 6 + [False, True], [True] * 7 + [False])
+    assert (interval.measured, interval.low, interval.high) == (0.75, 0.75, 0.75)
+    assert (interval.num_seeds, interval.num_nonfinite) == (8, 1)
+
+
+def test_chain_prediction_on_orthonormal_images_is_the_closed_form():
+    """Four orthonormal images of two classes: sigma = sqrt(2), differences within classes outside the learned plane."""
+    setting = chain.ChainSetting(depth=4, start=0.1)
+    labels = np.array([0, 0, 1, 1])
+    features = chain.predicted_features(np.eye(4, 5), labels, setting)
+    gain = 2 ** (1 / 8)
+    for layer, each in enumerate(features):
+        means = np.stack([each[labels == k].mean(0) for k in (0, 1)])
+        within = ((each - means[labels]) ** 2).sum(1).mean()
+        between = ((means - means.mean(0)) ** 2).sum(1).mean()
+        # |x - mu|^2 = 1/2 at the input, |mu_c - mu_G|^2 = 1/4.
+        assert within / between == pytest.approx(2 * (0.1 / gain) ** (2 * layer))
+
+
+def test_trained_chain_follows_its_prediction_and_the_untrained_one_does_not():
+    setting = chain.ChainSetting(depth=3, start=0.3, num_steps=8000)
+    with jax.numpy_dtype_promotion("standard"):
+        result = simulator.sweep(chain.train, chain.train_config(setting), 2, progress=False)
+    found = chain.measure(setting, [kernel[0] for kernel in result.history.kernels])
+    assert result.history.objective[0, :, -1].max() < 1e-4
+    # First order in eps: 0.3 squared, and what is left of the loss.
+    np.testing.assert_allclose(found["ratio"][:, 1], np.tile(found["predicted_ratio"], (2, 1)), rtol=0.1)
+    np.testing.assert_allclose(
+        found["discrimination"][:, 1], np.tile(found["predicted_discrimination"], (2, 1)), atol=0.02
+    )
+    # Orthogonal layers change no distance: nothing is compressed before training.
+    np.testing.assert_allclose(found["ratio"][:, 0], np.full((2, 3), found["predicted_ratio"][0]), rtol=1e-4)
+
+
+def _made_up_runs(layers, epochs, seeds):
+    """A condition that is `layers` at the end and, untrained, worse the deeper."""
+    first = {
+        "nc1": 1.2 ** np.arange(6.0),
+        "within_between_ratio": 1.1 ** np.arange(6.0),
+        "nc2_equiangular": np.linspace(0.18, 0.21, 6),
+        "nc2_equinorm": np.linspace(0.15, 0.2, 6),
+        "prediction_mismatch": np.linspace(0.9, 0.8, 6),
+    }
+    last = {
+        "nc1": layers.nc1,
+        "within_between_ratio": layers.ratio,
+        "nc2_equiangular": layers.angles,
+        "nc2_equinorm": layers.norms,
+        "prediction_mismatch": layers.mismatch,
+    }
+
+    def values(name):
+        ends = np.stack([np.broadcast_to(first.get(name, np.ones(6)), (seeds, 6)), last.get(name, np.ones((seeds, 6)))])
+        return np.repeat(np.moveaxis(ends, 0, 1)[:, :, None], 2, axis=2)
+
+    return record.ConditionRuns(
+        epochs=(0, epochs),
+        metrics={name: values(name) for name in record.METRICS},
+        losses=np.ones((seeds, 2, 2)),
+        accuracies=np.ones((seeds, 2, 2)),
+        epoch_accuracy=np.full((seeds, epochs), 0.9),
+        milestone_epochs=np.array([[1, -1]] * seeds),
+        milestone_metrics={name: values(name) for name in record.METRICS},
+        finite=np.ones(seeds, bool),
+    )
+
+
+def _made_up_record(seeds=8, **changes):
+    """A record that passes every claim; the reference's layers can be changed."""
+
+    def many(**parts):
+        return scores.Layers(**{name: np.resize(part, (seeds, 6)) for name, part in vars(_layers(**parts)).items()})
+
+    slow = {"nc1": _geometric(0.8), "ratio": np.tile([1.4, 1.5, 1.4, 1.2, 0.9, 0.6], (2, 1))}
+    runs = {
+        "digits": _made_up_runs(many(**changes), 3, seeds),
+        "digits_no_decay": _made_up_runs(many(**slow), 3, seeds),
+        "gmm_easy": _made_up_runs(many(mismatch=np.zeros((2, 6))), 3, seeds),
+        "digits_noise20": _made_up_runs(many(mismatch=np.tile([0.2, 0.2, 0.1, 0.005, 0, 0], (2, 1))), 6, seeds),
+    }
+    predicted = {"ratio": 0.4 * 0.07 ** np.arange(5.0), "discrimination": np.array([0.2, 0.2, 0.4, 0.6, 0.8])}
+    linear = {"objective": np.tile([0.5, 1e-7], (seeds, 1))}
+    for name, values in predicted.items():
+        linear[name] = np.tile(np.stack([np.full(5, values[0]), values]), (seeds, 1, 1))
+        linear[f"predicted_{name}"] = values
+    return record.collect(
+        runs,
+        seeds=range(seeds),
+        milestones=(0.9, 0.99),
+        layers=["input", *map(str, range(1, 6))],
+        attributes={"kind": "mlp", "title": "made up", "smoke": 0},
+        chain=linear,
+    )
+
+
+def test_record_keeps_the_last_epoch_of_every_condition():
+    history = _made_up_record(seeds=2)
+    assert history["num_epochs"].values.tolist() == [3, 3, 3, 6]
+    assert history["epoch"].values.tolist() == [0, 3, 6]
+    assert np.isnan(history["nc1"].sel(condition="digits", epoch=6)).all()
+    np.testing.assert_allclose(scores.layers_at(history, "digits").nc1, _geometric(0.42))
+    assert figure.over_epochs(history, "digits_noise20", "nc1")["epoch"].values.tolist() == [0, 6]
+    assert [name for name, _ in figure.stages(history, "digits", "nc1")] == ["untrained", "0.9", "0.99", "end"]
+
+
+def test_layers_at_the_findings_pass_and_each_fault_fails_its_claim():
+    assert claims.judge(_made_up_record()).failures() == []
+    wrong = {
+        "A0": {"mismatch": np.tile([0.1, 0.04, 0.002, 0.0, 0.0, 0.006], (2, 1))},
+        "A1": {"nc1": _geometric(0.7)},
+        "A2": {"norms": np.full((2, 6), 0.2)},
+        "A3": {"mismatch": np.tile([0.1, 0.04, 0.04, 0.02, 0.02, 0.001], (2, 1))},
+        "law/even": {"ratio": np.tile([1.4, 0.05, 0.04, 0.03, 0.02, 0.01], (2, 1))},
+    }
+    for claim, change in wrong.items():
+        verdicts = {row.id: row.verdict for row in claims.judge(_made_up_record(**change)).claims}
+        assert verdicts[claim] == "refuted", claim
+
+
+def test_six_of_eight_seeds_pass_and_five_do_not():
+    for bad, verdict in ((2, "supported"), (3, "refuted")):
+        history = _made_up_record()
+        history["nc2_equinorm"].loc[{"condition": "digits", "epoch": 3, "seed": range(bad)}] = 0.2
+        assert {row.id: row.verdict for row in claims.judge(history).claims}["A2"] == verdict
+
+
+def test_a_diverged_seed_is_never_dropped():
+    history = _made_up_record()
+    history["finite"].loc[{"condition": "digits", "seed": 3}] = False
+    rows = {row.id: row for row in claims.judge(history).claims}
+    assert rows["A1"].verdict == "inconclusive"
+    assert rows["A1"].num_nonfinite == 1
+    assert rows["A1"].measured == 7 / 8
+
+
+def test_table_and_reading_hold_the_measured_numbers():
+    history = _made_up_record()
+    shown = tables.table(history)
+    row = next(line for line in shown.splitlines() if line.startswith("effective depth"))
+    assert row.split()[-4:] == ["2", "2", "0", "3"]
+    assert "8 of 8" in shown
+    assert "0.507" in tables.reading(history)
+
+
+def test_smoke_writes_a_whole_run_folder(smoke):
+    out, result = smoke
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "any geometric decay" in result.stdout or "every geometric decay" in result.stdout
+    assert {"config.json", "manifest.json", "history.nc", "claims.json"} <= {path.name for path in out.iterdir()}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
+    history = history_of(out)
+    assert history["condition"].values.tolist() == list(NAMES)
+    assert history["nc1"].dims == ("condition", "seed", "epoch", "split", "layer")
+    assert history["milestone_nc1"].dims == ("condition", "seed", "milestone", "split", "layer")
+    assert history["nc1"].attrs["units"] == "dimensionless"
+    # Three epochs reach no milestone: that is said, not made up.
+    assert (history["milestone_epoch"] == -1).any()
+    assert np.isnan(history["milestone_nc1"].where(history["milestone_epoch"] < 0)).all()
+    assert np.isfinite(history["nc1"].sel(condition="digits", epoch=3)).all()
+    ledger = [claim["id"] for claim in json.loads((out / "claims.json").read_text())]
+    assert {"A0", "A1", "A2", "A3", "law/even", "deep-linear/rate"} <= set(ledger)
+
+
+def test_plot_only_gives_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
+    (out / "claims.json").unlink()
+    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert (out / "claims.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_resume_gives_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
+    for name in ("history.nc", "manifest.json", "claims.json"):
+        (out / name).unlink()
+    result = run_script(SCRIPT, "--smoke", "--quiet", "--resume", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert (out / "claims.json").read_text() == before
+
+
+def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
+    out, _ = smoke
+    result = run_script("paper_figs/intermediate_layers.py", "--run", out, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"intermediate_layers.{end}" for end in ("pdf", "png", "csv")}
+    rows = (tmp_path / "intermediate_layers.csv").read_text().splitlines()
+    assert rows[0] == "panel,condition,metric,stage,epoch,layer,median,low,high,predicted"
+    assert sum(row.startswith("conditions,") for row in rows) == 4 * 2 * 6
+    assert sum(row.startswith("chain,") for row in rows) == 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "mnist"), "Argument `network` must name an image network for other sets than digits"),
+        (("--weight-decay", "0"), "Argument `weight_decay` must be > 0 and finite, but is 0.0"),
+    ],
+)
+def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
+    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 1}, "Argument `depth` must be an integer >= 2, but is 1"),
+        ({"num_records": 1}, "Argument `num_records` must be an integer >= 2"),
+        ({"learning_rate": float("nan")}, "Argument `learning_rate` must be > 0 and finite, but is nan"),
+        ({"dataset": ("digits", "digits")}, "Argument `dataset` must list different image sets"),
+        ({"network": "vgg11", "depth": 3}, "Argument `depth` must be left alone with this network"),
+        ({"num_seeds": 1}, "Argument `num_seeds` must be an integer >= 2"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        intermediate_layers.Config(**options)
+
+
+def test_image_options_belong_to_image_networks():
+    images = dataclasses.replace(intermediate_layers.Config().images, num_epochs=3)
+    with pytest.raises(ArgumentError, match="Argument `images` must be left alone"):
+        intermediate_layers.Config(images=images)
+    assert intermediate_layers.Config(network="vgg11", images=images, num_seeds=1).sized.num_seeds == 1
