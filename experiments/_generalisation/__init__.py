@@ -1,0 +1,1 @@
+"""Parts of the experiment on train and test collapse: data, training, records, claims."""

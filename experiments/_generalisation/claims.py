@@ -1,0 +1,239 @@
+"""Claims with criteria and controls, judged from the stored record alone.
+
+The statements are those of the abstract of Hui, Belkin and Nakkiran (2022), whose text was not at hand; definitions and
+criteria are this project's working ones and were fixed, as was "at least 6 of 8 seeds", before these seeds were run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from _layers.claims import share_of_seeds
+
+from _generalisation import numbers as of
+from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Criterion, Interval, Within, mean_interval
+
+SOURCE = "after the abstract of Hui et al. 2022; definition and criterion of this project"
+NEEDED = AtLeast(0.75)
+_NONE = float("nan")
+
+
+class Conditions:
+    """Numbers of a part, by condition, as intervals over seeds."""
+
+    def __init__(self, data: xr.Dataset, numbers: xr.Dataset):
+        self._finite, self._numbers = data["finite"], numbers
+
+    def mean(self, name: str, condition: str = "decay", **where: Any) -> Interval:
+        """Mean over seeds; a run that was lost, or has no t_int where one is needed, counts as not finite."""
+        values = self._numbers[name].sel({"condition": condition, **where}).astype(float)
+        return mean_interval(values.where(self._finite.sel(condition=condition)).values)
+
+    def count(self, passed: xr.DataArray, condition: str = "decay") -> Interval:
+        """Share of seeds that pass."""
+        return share_of_seeds(passed.sel(condition=condition), self._finite.sel(condition=condition))
+
+
+def _spec(name: str, statement: str, criterion: Criterion, source: str = SOURCE) -> ClaimSpec:
+    return ClaimSpec(name, source, statement, _NONE, criterion)
+
+
+def judge_collapse(data: xr.Dataset) -> list[Claim]:
+    """Collapse on train without collapse on test, and its cascade over layers."""
+    numbers = of.collapse_numbers(data)
+    runs = Conditions(data, numbers)
+    passed = of.collapse_passes(numbers)
+    spec = _spec(
+        "H1", "Share of seeds that collapse on train but not on test (all criteria of H1/... at once).", NEEDED
+    )
+    rows = [
+        spec.judge(runs.count(passed)),
+        spec.control(
+            "no-decay",
+            "Without weight decay, where the train set does not collapse either.",
+            runs.count(passed, "no_decay"),
+        ),
+    ]
+    singles: list[tuple[str, str, Criterion, str, str, str, str]] = [
+        (
+            "q-train",
+            "q_train(T)/q_train(t_int): the train set collapses.",
+            AtMost(0.1),
+            "q_train_change",
+            "no-decay",
+            "Without weight decay.",
+            "no_decay",
+        ),
+        (
+            "gap",
+            "Gap g(T) = q_test/q_train at the end.",
+            AtLeast(4.0),
+            "gap",
+            "no-decay",
+            "Without weight decay.",
+            "no_decay",
+        ),
+        (
+            "gap-growth",
+            "g(T)/g(t_int): the gap opens.",
+            AtLeast(2.0),
+            "gap_growth",
+            "no-decay",
+            "Without weight decay.",
+            "no_decay",
+        ),
+    ]
+    for name, statement, criterion, variable, suffix, text, condition in singles:
+        each = _spec(f"H1/{name}", statement, criterion)
+        rows += [each.judge(runs.mean(variable)), each.control(suffix, text, runs.mean(variable, condition))]
+    weak = _spec("H1/weak", "W(T)/r_train(T): test images stay away from every train class mean.", AtLeast(2.0))
+    rows += [
+        weak.judge(runs.mean("weak_over_train")),
+        weak.control(
+            "train-images", "The train images in place of the test images.", runs.mean("weak_train_over_train")
+        ),
+    ]
+    stays = _spec("H1/q-test", "q_test(T)/q_test(t_int): the test set does not collapse.", AtLeast(0.1))
+    rows += [
+        stays.judge(runs.mean("q_test_change")),
+        stays.control("train-images", "q_train in place of q_test.", runs.mean("q_train_change")),
+    ]
+    return [*rows, *_judge_cascade(data)]
+
+
+def _judge_cascade(data: xr.Dataset) -> list[Claim]:
+    numbers = of.cascade_numbers(data)
+    runs = Conditions(data, numbers)
+    passed = of.cascade_passes(numbers)
+    whole = _spec(
+        "H3",
+        "Share of seeds with a cascade: deeper layers collapse more and no later, at least half of the hidden layers "
+        "with one inside among them, and their test/train ratio of r grows with depth.",
+        NEEDED,
+    )
+    depth = _spec("H3/depth", "Rank correlation of layer and r_l(T).", AtMost(-0.9))
+    share = _spec("H3/layers", "Share of hidden layers with r_l(T) <= 0.1 r_l(0).", AtLeast(0.5))
+    ratio = _spec("H3/test-over-train", "Rank correlation of layer and r_test/r_train at the end.", AtLeast(0.9))
+    return [
+        whole.judge(runs.count(passed)),
+        whole.control("no-decay", "Without weight decay.", runs.count(passed, "no_decay")),
+        depth.judge(runs.mean("depth_r")),
+        depth.control("untrained", "Before training.", runs.mean("depth_r_initial")),
+        share.judge(runs.mean("collapsed_share")),
+        share.control("no-decay", "Without weight decay.", runs.mean("collapsed_share", "no_decay")),
+        ratio.judge(runs.mean("depth_test_over_train")),
+        ratio.control("untrained", "Before training.", runs.mean("depth_test_over_train_initial")),
+    ]
+
+
+def judge_transfer(data: xr.Dataset) -> list[Claim]:
+    """Features of a network trained on two super-classes, probed for the original classes."""
+    numbers = of.transfer_numbers(data)
+    runs = Conditions(data, numbers)
+    passed = of.transfer_passes(numbers)
+    whole = _spec(
+        "H2",
+        "Share of seeds whose features transfer worse the longer they train: ridge probe at least 0.2 below its peak "
+        "after t_int, super-class test accuracy kept, rank correlations with epoch <= -0.6 and with q_train >= 0.5.",
+        NEEDED,
+    )
+    drop = _spec("H2/drop", "Ridge probe on the original classes: peak after t_int less the end.", AtLeast(0.2))
+    time = _spec("H2/time", "Rank correlation of epoch and ridge probe from t_int on.", AtMost(-0.6))
+    with_q = _spec("H2/collapse", "Rank correlation of q_train and ridge probe from t_int on.", AtLeast(0.5))
+    return [
+        whole.judge(runs.count(passed)),
+        whole.control(
+            "no-decay", "As many epochs without weight decay, hence with less collapse.", runs.count(passed, "no_decay")
+        ),
+        drop.judge(runs.mean("drop", probe="ridge")),
+        drop.control("no-decay", "As many epochs without weight decay.", runs.mean("drop", "no_decay", probe="ridge")),
+        time.judge(runs.mean("with_time")),
+        time.control("no-decay", "As many epochs without weight decay.", runs.mean("with_time", "no_decay")),
+        with_q.judge(runs.mean("with_q")),
+        with_q.control("shuffled", "The probe's values in random order.", _shuffled(data)),
+        *_judge_driver(data, numbers),
+    ]
+
+
+def _shuffled(data: xr.Dataset) -> Interval:
+    """Rank correlation of q_train with the probe's values from t_int on in random order, mean of 100 orders a seed."""
+    generator = np.random.default_rng(0)
+    one = data.sel(condition="decay")
+    q, index = of.last_layer(one)["nc1"].sel(split="train"), of.fit_index(one)
+    means = []
+    for at in range(one.sizes["seed"]):
+        begin = max(int(index[at]), 0)
+        row = one["probe_accuracy"].sel(probe="ridge").isel(seed=at).values[begin:]
+        x = q.isel(seed=at).values[begin:]
+        means.append(np.mean([of.spearman(x, generator.permutation(row)) for _ in range(100)]))
+    return mean_interval(means)
+
+
+def _judge_driver(data: xr.Dataset, numbers: xr.Dataset) -> list[Claim]:
+    """Collapse, not time, is what goes with the loss: all runs train equally long."""
+    spec = _spec(
+        "H2/runs",
+        "Rank correlation of q_train(T) and ridge probe at T over all runs, with and without decay, equally long.",
+        AtLeast(0.7),
+    )
+    keep = data["finite"].values.ravel()
+    q, probe = numbers["q_train"].values.ravel()[keep], numbers["final"].sel(probe="ridge").values.ravel()[keep]
+    method = f"one rank correlation of {q.size} runs, without interval"
+    lost = int((~data["finite"]).any("condition").sum())
+
+    def one(value: float, words: str) -> Interval:
+        return Interval(value, value, value, data.sizes["seed"], lost, words)
+
+    generator = np.random.default_rng(1)
+    shuffled = float(np.mean([of.spearman(q, generator.permutation(probe)) for _ in range(200)]))
+    return [
+        spec.judge(one(of.spearman(q, probe), method)),
+        spec.control("shuffled", "Probes of the runs in random order.", one(shuffled, "mean of 200 random orders")),
+    ]
+
+
+def judge_samples(data: xr.Dataset) -> list[Claim]:
+    """Dependence on the number of train samples."""
+    numbers = of.sample_numbers(data)
+    finite = data["finite"].all("size")
+
+    def mean(name: str) -> Interval:
+        return mean_interval(numbers[name].where(finite).values)
+
+    names = ("least_gap", "slope_test", "q_test_last")
+    passed = of.sample_passes(*(numbers[name] for name in names))
+    # The same rule on the train images themselves, whose gap to themselves is 1.
+    same = xr.ones_like(numbers["least_gap"])
+    instead = of.sample_passes(same, numbers["slope_train"], numbers["q_train_last"])
+    whole = _spec(
+        "H1-n",
+        "Share of seeds with q_test >= 3 q_train at every n, log-log slope of q_test in [-0.9, -0.3] and "
+        "q_test > 0.03 at the largest n.",
+        NEEDED,
+    )
+    least = _spec("H1-n/gap", "Smallest q_test/q_train over all n.", AtLeast(3.0))
+    slope = _spec(
+        "H1-n/slope", "Log-log slope of q_test(T) against n: more samples, more collapse on test.", Within(-0.9, -0.3)
+    )
+    return [
+        whole.judge(share_of_seeds(passed, finite)),
+        whole.control("train-images", "The train images in place of the test images.", share_of_seeds(instead, finite)),
+        least.judge(mean("least_gap")),
+        least.control("untrained", "Before training.", mean("least_gap_initial")),
+        slope.judge(mean("slope_test")),
+        slope.control("train-images", "q_train in place of q_test.", mean("slope_train")),
+    ]
+
+
+JUDGES: dict[str, Callable[[xr.Dataset], list[Claim]]] = {
+    "collapse": judge_collapse,
+    "transfer": judge_transfer,
+    "samples": judge_samples,
+}
+"""How each part is judged."""
+
+
+def judge_all(tree: xr.DataTree) -> tuple[Claim, ...]:
+    """Judge the claims of every part that was run."""
+    return tuple(claim for name, judge in JUDGES.items() if name in tree for claim in judge(tree[name].to_dataset()))

@@ -1,0 +1,62 @@
+"""What every part stores of `simulator.LayerHistory`: labelled arrays with definitions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from _bench import dimensionless
+
+SPLITS = ("train", "test")
+_COLLAPSE = {
+    "nc1": "q = tr(Sigma_W Sigma_B^+)/K about the class means of the split",
+    "within_between_ratio": "r = tr Sigma_W / tr Sigma_B about the class means of the split",
+    "cdnv": "mean over pairs of classes of (var_c + var_c')/(2 |mu_c - mu_c'|^2), class means of the split",
+    "nc2_etf_distance": "distance of the split's centred class means from a simplex ETF",
+}
+_CENTERS = {
+    "strong": "S = mean |h - mu_y|^2 / tr Sigma_B about the train class means (working definition after Hui et al.)",
+    "weak": "W = mean min_c |h - mu_c|^2 / tr Sigma_B about the train class means (working definition)",
+    "near_share": "share of samples with min_c |h - mu_c|^2 < 0.1 tr Sigma_B about the train class means",
+    "label_mismatch": "share of samples whose nearest train class mean is not that of their label",
+    "prediction_mismatch": "share of samples whose nearest train class mean is not that of the network's prediction",
+}
+
+
+def measured(history: Any, dims: Sequence[str]) -> dict[str, Any]:
+    """Variables of one `LayerHistory` with leading axes `dims`, the last of them over records.
+
+    Args:
+        history: arrays with these axes, then layers: 0 the inputs, then the hidden ones.
+        dims: names of the leading axes.
+
+    Returns:
+        Variables with a last axis `split`.
+    """
+    of_layers, of_network = (*dims, "layer", "split"), (*dims, "split")
+    sides = (history.train, history.test)
+    variables: dict[str, Any] = {}
+    for place, words in (("collapse", _COLLAPSE), ("centers", _CENTERS)):
+        for name, text in words.items():
+            values = np.stack([np.float64(getattr(getattr(side, place), name)) for side in sides], axis=-1)
+            variables[name] = (of_layers, values, dimensionless(text))
+    for name, text in (("accuracy", "share of right answers of the network"), ("loss", "data term, mean over samples")):
+        values = np.stack([np.float64(getattr(history, f"{split}_{name}")) for split in SPLITS], axis=-1)
+        variables[name] = (of_network, values, dimensionless(text))
+    return variables
+
+
+def dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """One part's record, with the axes that all parts share.
+
+    Args:
+        variables: by name.
+        coordinates: beside `layer` and `split`.
+        attributes: of the record.
+
+    Returns:
+        The record.
+    """
+    layers = next(np.shape(each[1])[each[0].index("layer")] for each in variables.values() if "layer" in each[0])
+    shared = {"layer": np.arange(layers), "split": list(SPLITS)}
+    return xr.Dataset(dict(variables), {**coordinates, **shared}, dict(attributes))
