@@ -1,0 +1,175 @@
+"""One image network, trained and measured in every layer at its checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from nctheory.vision import Images, ImageTrainConfig
+    from nctheory.vision.layers import NetworkLayers
+
+SPLITS = ("train", "test")
+MILESTONES = (0.9, 0.95, 0.975, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredNetwork:
+    """One seed: R measured epochs of E, S = 2 splits (train, test), L layers (the pixels, then the network's), M marks.
+
+    Attributes:
+        epochs: measured epochs; 0 is the untrained network.
+        names: names of the layers, "input" first.
+        dims: numbers an image at each layer.
+        metrics: by the name of the field of `CollapseMetrics` or `HeldOutCollapse`; dimensionless. The former are about
+            the split's own class means, the latter about those of the train split.
+        losses: mean loss of the measured images after the epoch, in evaluation mode, in the unit of the loss.
+        accuracies: share of them that the network gets right.
+        curves: by column of `vision.TrainHistory`, one entry an epoch 1..E.
+        milestones: train accuracies to reach.
+        milestone_epochs: first measured epoch whose running train accuracy reached each; -1 if none did.
+        reached_epochs: first epoch at all that reached it, measured or not; -1 if none did.
+        measure_seconds: wall time of each measurement, with compilation.
+        compile_seconds: time spent compiling the training in this process.
+    """
+
+    epochs: Int[np.ndarray, " R"]
+    names: tuple[str, ...]
+    dims: tuple[int, ...]
+    metrics: Mapping[str, Float[np.ndarray, "R S L"]]
+    losses: Float[np.ndarray, "R S"]
+    accuracies: Float[np.ndarray, "R S"]
+    curves: Mapping[str, Float[np.ndarray, " E"]]
+    milestones: tuple[float, ...]
+    milestone_epochs: Int[np.ndarray, " M"]
+    reached_epochs: Int[np.ndarray, " M"]
+    measure_seconds: Float[np.ndarray, " R"]
+    compile_seconds: float
+
+    def at_milestones(self) -> dict[str, Float[np.ndarray, "M S L"]]:
+        """Metrics at the measured epochs of the milestones, NaN where one was never reached."""
+        rows = [np.flatnonzero(self.epochs == epoch) for epoch in self.milestone_epochs]
+        return {
+            name: np.stack([values[row[0]] if row.size else np.full(values.shape[1:], np.nan) for row in rows])
+            for name, values in self.metrics.items()
+        }
+
+
+def train_and_measure(
+    spec: Any,
+    config: "ImageTrainConfig",
+    train: "Images",
+    test: "Images",
+    *,
+    seed: int,
+    folder: Path | None = None,
+    measure_epochs: Sequence[int] | None = None,
+    pool: bool = False,
+    max_measured: int | None = None,
+    milestones: Sequence[float] = MILESTONES,
+    progress: bool = True,
+) -> MeasuredNetwork:
+    """Train one network and measure `layer_collapse` at its checkpoints; go on from what `folder` holds.
+
+    Args:
+        spec: specification of a network with `layer_names`.
+        config: how to train.
+        train: training split.
+        test: test split, with the statistics of the training split.
+        seed: seed of the run.
+        folder: where checkpoints and measurements go; None keeps none. A folder belongs to one set of the arguments
+            here: `pool` and `max_measured` are not among what a resumed run compares.
+        measure_epochs: increasing epochs to measure, 0 before training; `config.kept_epochs` if None.
+        pool: whether activations are averaged over height and width; otherwise they are flattened.
+        max_measured: images of each split that are measured, the first; all if None. The train class means are those
+            of the measured images.
+        milestones: shares of right answers in the batches of an epoch, each before its step.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: if a class has no measured image in a split, or as in `vision.train_network`.
+        RunFolderError: as in `vision.train_network`.
+        NonFiniteLossError: if the training diverges.
+    """
+    from nctheory import _checks, vision
+
+    if measure_epochs is not None:
+        config = dataclasses.replace(config, checkpoint_epochs=tuple(measure_epochs))
+    measured = (train, test) if max_measured is None else (train.head(max_measured), test.head(max_measured))
+    for name, part in zip(SPLITS, measured, strict=True):
+        # Before the training, which would stop at its first checkpoint.
+        _checks.no_empty_class(f"{name}.labels", part.labels, num_classes=train.num_classes)
+
+    def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
+        del epoch
+        return _measure(network, measured, loss=config.loss, pool=pool)
+
+    run = vision.train_network(
+        spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
+    )
+    return _record(run, config.kept_epochs, tuple(milestones))
+
+
+def _measure(network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool) -> dict[str, Any]:
+    """Everything of one checkpoint, as arrays by name."""
+    from nctheory import vision
+    from nctheory.vision.layers import layer_collapse
+
+    began = time.perf_counter()
+    performance = [vision.evaluate(network, part, loss=loss) for part in splits]
+    layers = layer_collapse(network, *splits, pool=pool)
+    return {
+        "metrics": _by_name(layers),
+        "losses": np.array([each.loss for each in performance]),
+        "accuracies": np.array([each.accuracy for each in performance]),
+        "dims": np.array(layers.dims),
+        "seconds": np.array(time.perf_counter() - began),
+    }
+
+
+def _by_name(layers: "NetworkLayers") -> dict[str, Float[np.ndarray, "S L"]]:
+    """Metrics of both splits by name; the two records of a layer share none."""
+    assert layers.test is not None
+    found = [vars(split.collapse) | vars(split.centers) for split in (layers.train, layers.test)]
+    return {name: np.stack([np.asarray(each[name], np.float64) for each in found]) for name in found[0]}
+
+
+def _record(run: Any, epochs: tuple[int, ...], milestones: tuple[float, ...]) -> MeasuredNetwork:
+    rows = [run.checkpoints[epoch] for epoch in epochs]
+    accuracy = np.asarray(run.history.train_accuracy)
+    fields = [field.name for field in dataclasses.fields(run.history)]
+    return MeasuredNetwork(
+        epochs=np.array(epochs),
+        names=("input", *run.network.layer_names),
+        dims=tuple(int(dim) for dim in rows[0]["dims"]),
+        metrics={name: np.stack([row["metrics"][name] for row in rows]) for name in rows[0]["metrics"]},
+        losses=np.stack([row["losses"] for row in rows]),
+        accuracies=np.stack([row["accuracies"] for row in rows]),
+        curves={name: np.asarray(getattr(run.history, name), np.float64) for name in fields},
+        milestones=milestones,
+        milestone_epochs=first_epochs(accuracy, milestones, among=epochs),
+        reached_epochs=first_epochs(accuracy, milestones),
+        measure_seconds=np.stack([row["seconds"] for row in rows]),
+        compile_seconds=run.compile_seconds,
+    )
+
+
+def first_epochs(
+    accuracy: Float[np.ndarray, " E"], milestones: Sequence[float], *, among: Sequence[int] | None = None
+) -> Int[np.ndarray, " M"]:
+    """First epoch whose running train accuracy reached each milestone; -1 where none did.
+
+    Args:
+        accuracy: of the epochs 1..E.
+        milestones: accuracies to reach.
+        among: epochs that count, all if None; 0, before training, has no running accuracy and never counts.
+    """
+    epochs = [epoch for epoch in (range(1, len(accuracy) + 1) if among is None else among) if epoch > 0]
+    return np.array([next((e for e in epochs if accuracy[e - 1] >= mark), -1) for mark in milestones])

@@ -1,0 +1,139 @@
+"""Training with every layer measured at checkpoints: against separate measurements, resumed, milestones."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from _layers.images import _measure, first_epochs, train_and_measure
+
+from nctheory import vision
+from nctheory.vision import networks
+from nctheory.vision.images import Images
+from nctheory.vision.layers import layer_collapse
+from tests.vision import small_networks
+from tests.vision.tiny_networks import blobs, splits
+
+SPEC = networks.MlpSpec(widths=(8, 6))
+CONFIG = vision.ImageTrainConfig(
+    learning_rate=0.05, weight_decay=1e-3, batch_size=15, num_epochs=4, schedule="constant", loss="mse"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with its folder and data; read only."""
+    data = splits(60, 30)
+    folder = tmp_path_factory.mktemp("layers") / "run"
+    found = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, measure_epochs=(0, 2, 4), progress=False)
+    return found, folder, data
+
+
+def test_measurements_are_those_of_the_checkpoints(run):
+    found, folder, (train, test) = run
+    assert found.names == ("input", "layer1", "features")
+    assert found.dims == (108, 8, 6)
+    np.testing.assert_array_equal(found.epochs, [0, 2, 4])
+    for row, epoch in enumerate(found.epochs):
+        network = vision.load_network(SPEC, folder, int(epoch))
+        wanted = layer_collapse(network, train, test)
+        for column, split in enumerate((wanted.train, wanted.test)):
+            both = dataclasses.asdict(split.collapse) | dataclasses.asdict(split.centers)
+            assert set(found.metrics) == set(both)
+            for name, value in both.items():
+                # The same program on the same numbers.
+                np.testing.assert_allclose(found.metrics[name][row, column], value, rtol=1e-5, err_msg=name)
+        for column, part in enumerate((train, test)):
+            loss, accuracy = vision.evaluate(network, part, loss="mse")
+            assert found.losses[row, column] == pytest.approx(loss, rel=1e-5)
+            assert found.accuracies[row, column] == accuracy
+    assert all(values.shape == (3, 2, 3) for values in found.metrics.values())
+    # Training changed what is measured, and the splits differ.
+    nc1 = found.metrics["nc1"]
+    assert np.isfinite(nc1).all()
+    assert (np.abs(nc1[0, :, 1:] / nc1[2, :, 1:] - 1) > 0.01).all()
+    np.testing.assert_array_equal(nc1[0, :, 0], nc1[2, :, 0])
+    assert (nc1[:, 0] != nc1[:, 1]).all()
+
+
+def test_test_accuracy_is_that_of_the_training(run):
+    found, _, _ = run
+    np.testing.assert_allclose(found.accuracies[1:, 1], found.curves["test_accuracy"][[1, 3]], atol=1e-6)
+    np.testing.assert_allclose(found.losses[1:, 1], found.curves["test_loss"][[1, 3]], rtol=1e-5)
+    assert found.curves["train_accuracy"].shape == (4,)
+
+
+def test_resumed_run_is_the_uninterrupted_one(run, tmp_path):
+    found, folder, data = run
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "epoch_000004")
+    for _ in range(2):  # The second time nothing is left to train.
+        again = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=copy, measure_epochs=(0, 2, 4), progress=False)
+        assert again.names == found.names
+        assert again.dims == found.dims
+        for name, values in found.metrics.items():
+            np.testing.assert_array_equal(again.metrics[name], values, err_msg=name)
+        for name in ("train_loss", "test_accuracy"):
+            np.testing.assert_array_equal(again.curves[name], found.curves[name])
+        np.testing.assert_array_equal(again.milestone_epochs, found.milestone_epochs)
+
+
+def test_metrics_at_milestones_are_those_of_their_epochs(run):
+    found, _, _ = run
+    made_up = dataclasses.replace(found, milestone_epochs=np.array([2, 4, -1]))
+    for name, values in made_up.at_milestones().items():
+        np.testing.assert_array_equal(values[:2], found.metrics[name][1:])
+        assert np.isnan(values[2]).all()
+        assert values.shape == (3, 2, 3)
+
+
+def test_milestones_are_the_first_epochs_that_reach_them():
+    accuracy = np.array([0.5, 0.91, 0.89, 0.96, 0.97])
+    np.testing.assert_array_equal(first_epochs(accuracy, (0.9, 0.95, 0.975, 0.97)), [2, 4, -1, 5])
+    np.testing.assert_array_equal(first_epochs(accuracy, (0.9, 0.95, 0.99), among=(0, 1, 3, 5)), [5, 5, -1])
+    np.testing.assert_array_equal(first_epochs(accuracy, (0.0,), among=(0, 1)), [1])
+    np.testing.assert_array_equal(first_epochs(accuracy, (0.0,), among=(0,)), [-1])
+
+
+def test_fewer_images_measured_train_no_less(run):
+    _, _, (train, test) = run
+    config = dataclasses.replace(CONFIG, num_epochs=1, checkpoint_epochs=(1,))
+    found = train_and_measure(SPEC, config, train, test, seed=1, max_measured=21, progress=False)
+    whole = train_and_measure(SPEC, config, train, test, seed=1, progress=False)
+    np.testing.assert_array_equal(found.epochs, [1])
+    np.testing.assert_array_equal(found.curves["train_loss"], whole.curves["train_loss"])
+    assert found.metrics["nc1"][0, 0, -1] != whole.metrics["nc1"][0, 0, -1]
+    assert found.accuracies[0, 0] * 21 == pytest.approx(round(found.accuracies[0, 0] * 21), abs=1e-6)
+
+
+@pytest.mark.parametrize(("pool", "dims"), [(True, (84, 4, 4, 4, 6, 6)), (False, (84, 168, 168, 168, 72, 6))])
+def test_pooling_reaches_the_measurement(pool, dims, monkeypatch):
+    monkeypatch.setattr(vision, "evaluate", lambda *args, **kwargs: vision.Evaluation(0.0, 0.0))
+    draw = np.random.default_rng(0)
+    part = Images.of(draw.integers(0, 255, (12, 7, 6, 2)).astype(np.uint8), np.arange(12) % 3, num_classes=3)
+    found = _measure(small_networks.build("resnet"), (part, part), loss="mse", pool=pool)
+    np.testing.assert_array_equal(found["dims"], dims)
+
+
+def test_a_class_without_measured_images_is_refused_before_training(run, own_errors, tmp_path):
+    _, _, (train, test) = run
+    out = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"`train.labels` must contain every class .* no sample of \[2\]"):
+        train_and_measure(SPEC, CONFIG, train, test, seed=1, folder=out, max_measured=2, progress=False)
+    keep = test.labels != 0
+    part = Images.of(test.images[keep], test.labels[keep], num_classes=3, like=train)
+    with pytest.raises(ValueError, match=r"`test.labels` must contain every class .* no sample of \[0\]"):
+        train_and_measure(SPEC, CONFIG, train, part, seed=1, folder=out, progress=False)
+    assert not out.exists()
+
+
+def test_pixels_collapse_more_where_classes_are_farther():
+    """What is stored as the layer "input" is the pixels: brighter class differences give a smaller nc1."""
+    train = blobs(60)
+    levels = train.images.astype(np.int64) // 2
+    levels[np.arange(60), :, :, train.labels] += 120
+    bright = Images.of(levels.astype(np.uint8), train.labels, num_classes=3)
+    config = dataclasses.replace(CONFIG, num_epochs=1, checkpoint_epochs=(0,))
+    found = [train_and_measure(SPEC, config, part, part, seed=1, progress=False) for part in (train, bright)]
+    assert found[1].metrics["nc1"][0, 0, 0] < 0.5 * found[0].metrics["nc1"][0, 0, 0]
