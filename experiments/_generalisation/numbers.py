@@ -125,7 +125,6 @@ def cascade_numbers(data: xr.Dataset) -> xr.Dataset:
             "depth_r": _over_layers(train.isel(epoch=-1, drop=True)),
             "depth_r_initial": _over_layers(train.isel(epoch=0, drop=True)),
             "depth_test_over_train": _over_layers(ratio.isel(epoch=-1, drop=True)),
-            "depth_test_over_train_initial": _over_layers(ratio.isel(epoch=0, drop=True)),
             "collapsed_share": collapsed.mean("layer"),
             "collapsed_inside": collapsed.isel(layer=slice(None, -1)).any("layer"),
             "last_first": (waits.diff("layer") <= 0).all("layer"),

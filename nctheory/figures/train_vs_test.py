@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = plotting.LINE_COLORS
 GREY = "#555555"
-CONDITIONS = {"decay": ("weight decay", "-"), "no_decay": ("none", "--")}
+CONDITIONS = {"decay": ("weight decay", "-"), "no_decay": ("no weight decay", "--")}
 """Conditions of the record: label and line style."""
 PROBES = {
     "ridge": ("ridge, one scale", BLUE),
@@ -87,7 +87,7 @@ def _epoch_axis(axes: "Axes", last: float) -> None:
     axes.set_xlim(0, last * 1.05)
     ticks = [each for each in (0, 5, 10, 20, 50, 100, 200, 500, 1000) if each < 0.8 * last]
     axes.set_xticks([*ticks, last], [f"{each:g}" for each in (*ticks, last)])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
     axes.set_xlabel("epoch")
 
 
@@ -98,13 +98,13 @@ def _gap_figure(data: "xr.Dataset") -> "Figure":
     ((left, right), (below, near)) = grid
     for condition, (label, dashes) in CONDITIONS.items():
         one = last.sel(condition=condition)
-        words = f", {label}" if condition == "decay" else f", {label} (control)"
+        words = f", {label}"
         for split, color in (("train", BLUE), ("test", RED)):
             style: dict[str, Any] = {"color": color, "linestyle": dashes, "label": f"{split}{words}"}
             _line(left, x, one["nc1"].sel(split=split), log=True, **style)
             _line(near, x, one["near_share"].sel(split=split), **style)
         gap = one["nc1"].sel(split="test") / one["nc1"].sel(split="train")
-        _line(right, x, gap, log=True, color=BLACK, linestyle=dashes, label=words[2:])
+        _line(right, x, gap, color=BLACK, linestyle=dashes, label=words[2:])
     one = last.sel(condition="decay")
     for name, split, color, label in (
         ("strong", "test", RED, "S: own train mean, test"),
@@ -114,7 +114,7 @@ def _gap_figure(data: "xr.Dataset") -> "Figure":
         _line(below, x, one[name].sel(split=split), log=True, color=color, label=label)
     for axes, text, log in (
         (left, "(a) collapse of the last hidden layer", True),
-        (right, "(b) gap", True),
+        (right, "(b) gap between test and train", False),
         (below, "(c) distances to the train class means", True),
         (near, "(d) images near a train class mean", False),
     ):
@@ -127,6 +127,7 @@ def _gap_figure(data: "xr.Dataset") -> "Figure":
     right.set_ylabel(r"$q_{\mathrm{test}}/q_{\mathrm{train}}$")
     below.set_ylabel(r"mean $|h-\mu|^2/\mathrm{tr}\,\Sigma_B$")
     near.set_ylabel(r"share with $|h-\mu|^2 < 0.1\,\mathrm{tr}\,\Sigma_B$")
+    right.set_ylim(bottom=0)
     for axes in grid[0]:
         axes.set_xlabel("")
     return figure
@@ -143,14 +144,14 @@ def _cascade_figure(data: "xr.Dataset") -> "Figure":
     epochs, layers = data["epoch"].values.astype(float), hidden["layer"].values
     # Each record fills the time until the next; the first and the last column lie at the ends of the axis.
     edges = np.concatenate([[0], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] * 1.05]])
-    floor = float(np.floor(np.nanmin(remaining)))
+    floor = float(np.floor(2 * np.nanmin(remaining)) / 2)
     mesh = None
     for axes, condition in zip(maps, r["condition"].values, strict=True):
         values = remaining[list(r["condition"].values).index(condition)].T
         rows = np.arange(layers[0] - 0.5, layers[-1] + 1)
         mesh = axes.pcolormesh(edges, rows, values, vmin=floor, vmax=0, rasterized=True)
         if (values < np.log10(0.5)).any():
-            axes.contour(epochs, layers, values, levels=[np.log10(0.5)], colors="white", linewidths=1.2)
+            axes.contour(epochs, layers, values, levels=[np.log10(0.5)], colors="black", linewidths=1.2, linestyles="-")
         axes.grid(False)
         _epoch_axis(axes, epochs[-1])
         axes.set_yticks(layers)
@@ -165,7 +166,7 @@ def _cascade_figure(data: "xr.Dataset") -> "Figure":
 
 
 def _long(condition: str) -> str:
-    return "weight decay (white: half)" if condition == "decay" else "no weight decay (control)"
+    return "weight decay (line: half is left)" if condition == "decay" else "no weight decay (control)"
 
 
 def _draw_ends(axes: "Axes", hidden: "xr.Dataset") -> None:
@@ -176,7 +177,7 @@ def _draw_ends(axes: "Axes", hidden: "xr.Dataset") -> None:
         _line(axes, layers, r.isel(epoch=-1), log=True, color=color, marker="o", label=f"{split}, trained")
     axes.set(yscale="log", xlabel="hidden layer", ylabel=r"$r_l = \mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$")
     axes.set_xticks(layers)
-    axes.legend(loc="best", ncols=2)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.88), ncols=2)
     _title(axes, "(c) layers at both ends of training")
 
 
@@ -185,8 +186,7 @@ def _draw_ratios(axes: "Axes", hidden: "xr.Dataset") -> None:
     r = hidden["within_between_ratio"]
     ratio = (r.sel(split="test") / r.sel(split="train")).isel(epoch=-1)
     for condition, (label, dashes) in CONDITIONS.items():
-        words = label if condition == "decay" else "no weight decay"
-        _line(axes, layers, ratio.sel(condition=condition), color=BLACK, linestyle=dashes, marker="o", label=words)
+        _line(axes, layers, ratio.sel(condition=condition), color=BLACK, linestyle=dashes, marker="o", label=label)
     axes.set(xlabel="hidden layer", ylabel=r"$r_{\mathrm{test}}/r_{\mathrm{train}}$ at the end")
     axes.set_xticks(layers)
     axes.set_ylim(bottom=0)
@@ -201,13 +201,16 @@ def _transfer_figure(data: "xr.Dataset") -> "Figure":
     for axes, condition, letter in ((grid[0, 0], "decay", "a"), (grid[0, 1], "no_decay", "b")):
         one = data.sel(condition=condition)
         for probe, (label, color) in PROBES.items():
-            _line(axes, x, one["probe_accuracy"].sel(probe=probe), band=probe == "ridge", color=color, label=label)
+            values = one["probe_accuracy"].sel(probe=probe)
+            # Those without a band are measured at few epochs: markers show where.
+            marker = None if probe.startswith("ridge") else "o"
+            _line(axes, x, values, band=probe == "ridge", color=color, marker=marker, markersize=2.2, label=label)
         coarse = one["accuracy"].sel(split="test")
         _line(axes, x, coarse, band=False, color=GREY, linestyle=":", label="network, two super-classes")
         _epoch_axis(axes, x[-1])
         axes.set(ylim=(0, 1.02), ylabel="held-out accuracy")
-        words = "weight decay" if condition == "decay" else "no weight decay (control)"
-        _title(axes, f"({letter}) original classes probed; {words}")
+        words = "weight decay" if condition == "decay" else "none (control)"
+        _title(axes, f"({letter}) probes of original classes, {words}")
     grid[0, 0].legend(loc="lower left")
     _draw_train_q(grid[1, 0], data, x)
     _draw_scatter(grid[1, 1], data)
@@ -274,7 +277,7 @@ def _samples_figure(data: "xr.Dataset") -> "Figure":
     for axes, text in ((left, "(a) collapse against samples"), (right, "(b) test images and train class means")):
         axes.set(xscale="log", xlabel="train images n")
         axes.set_xticks(sizes, [f"{each:g}" for each in sizes])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.legend(loc="best")
         _title(axes, text)
     return figure
