@@ -1,17 +1,34 @@
 """Measurements on features: collapse, fine structure, streaming forms, transfer and clustering."""
 
+from nctheory.metrics.classes import ClassReport as ClassReport
+from nctheory.metrics.classes import PresentCollapse as PresentCollapse
+from nctheory.metrics.classes import class_report as class_report
+from nctheory.metrics.classes import collapse_metrics_of_present as collapse_metrics_of_present
 from nctheory.metrics.clustering import ClusterProbe as ClusterProbe
 from nctheory.metrics.clustering import cluster_and_probe as cluster_and_probe
 from nctheory.metrics.clustering import surrogate_features as surrogate_features
 from nctheory.metrics.clustering import tsne_embedding as tsne_embedding
 from nctheory.metrics.collapse import CollapseMetrics as CollapseMetrics
 from nctheory.metrics.collapse import collapse_metrics as collapse_metrics
+from nctheory.metrics.directions import HypersphericalUniformity as HypersphericalUniformity
+from nctheory.metrics.directions import class_alignment as class_alignment
+from nctheory.metrics.directions import class_mean_cosines as class_mean_cosines
+from nctheory.metrics.directions import class_mean_norms as class_mean_norms
+from nctheory.metrics.directions import hyperspherical_uniformity as hyperspherical_uniformity
+from nctheory.metrics.directions import ood_orthogonality as ood_orthogonality
+from nctheory.metrics.directions import principal_cosines as principal_cosines
 from nctheory.metrics.fine import FineStructure as FineStructure
 from nctheory.metrics.fine import fine_structure as fine_structure
 from nctheory.metrics.held_out import HeldOutAccumulator as HeldOutAccumulator
 from nctheory.metrics.held_out import HeldOutCollapse as HeldOutCollapse
 from nctheory.metrics.held_out import LayerMetrics as LayerMetrics
 from nctheory.metrics.held_out import held_out_collapse as held_out_collapse
+from nctheory.metrics.probes import PROBES as PROBES
+from nctheory.metrics.probes import probe_accuracies as probe_accuracies
+from nctheory.metrics.probes import ridge_probe_accuracy as ridge_probe_accuracy
+from nctheory.metrics.spectrum import effective_rank as effective_rank
+from nctheory.metrics.spectrum import stable_rank as stable_rank
+from nctheory.metrics.spectrum import variability_collapse_index as variability_collapse_index
 from nctheory.metrics.streaming import CollapseAccumulator as CollapseAccumulator
 from nctheory.metrics.streaming import CollapseSecondPass as CollapseSecondPass
 from nctheory.metrics.transfer import LinearProbe as LinearProbe
@@ -19,3 +36,9 @@ from nctheory.metrics.transfer import knn_accuracy as knn_accuracy
 from nctheory.metrics.transfer import linear_probe as linear_probe
 from nctheory.metrics.transfer import linear_probe_accuracy as linear_probe_accuracy
 from nctheory.metrics.transfer import nearest_center_accuracy as nearest_center_accuracy
+from nctheory.metrics.variants import Hui2022 as Hui2022
+from nctheory.metrics.variants import Parker2023 as Parker2023
+from nctheory.metrics.variants import Rangamani2023 as Rangamani2023
+from nctheory.metrics.variants import hui2022 as hui2022
+from nctheory.metrics.variants import parker2023 as parker2023
+from nctheory.metrics.variants import rangamani2023 as rangamani2023

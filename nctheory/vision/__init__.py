@@ -27,6 +27,8 @@ from nctheory.vision.scores import scores_of_inputs as scores_of_inputs
 
 if TYPE_CHECKING:
     from nctheory.vision import networks as networks
+    from nctheory.vision.layers import NetworkLayers as NetworkLayers
+    from nctheory.vision.layers import layer_collapse as layer_collapse
     from nctheory.vision.train import Evaluation as Evaluation
     from nctheory.vision.train import NonFiniteLossError as NonFiniteLossError
     from nctheory.vision.train import TrainedNetwork as TrainedNetwork
@@ -56,10 +58,15 @@ _OF_TRAINING = (
 )
 
 
+_OF_LAYERS = ("NetworkLayers", "layer_collapse")
+
+
 def __getattr__(name: str):
     """Import what needs Flax on first access."""
     if name == "networks":
         return importlib.import_module("nctheory.vision.networks")
+    if name in _OF_LAYERS:
+        return getattr(importlib.import_module("nctheory.vision.layers"), name)
     if name in _OF_TRAINING:
         return getattr(importlib.import_module("nctheory.vision.train"), name)
     raise AttributeError(f"module 'nctheory.vision' has no attribute {name!r}")
@@ -67,4 +74,4 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     """List the public names, those that are imported later among them."""
-    return sorted({*(name for name in globals() if not name.startswith("_")), "networks", *_OF_TRAINING})
+    return sorted({*(name for name in globals() if not name.startswith("_")), "networks", *_OF_LAYERS, *_OF_TRAINING})
