@@ -1,22 +1,21 @@
 """Claims on collapse in every layer with their criteria and controls, judged from the stored record alone."""
 
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from _layers import scores
+from _layers.counts import PASSING, share_of_seeds
+from _layers.image_claims import SOURCE, judge_images
 from _layers.scores import every, layers_at
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Interval, Ledger, Within, mean_interval, range_interval
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SOURCE = "Parker et al. 2023, abstract (in words); the criterion is this project's"
 SEPARATION = "after He and Su 2023, law of data separation; the criterion is this project's"
 CHAIN = "derived here; statement of Wang et al. 2023, of which only citations were at hand"
-# Six of eight seeds; the sheet asks for two of three.
-PASSING = 0.75
 # Fixed on seeds from 1000 on.
 EVEN, STEP, HALF_LAYER = 0.95, 0.6, 0.5
 CHAIN_EVEN, CHAIN_SLOPE, CHAIN_ERROR, CHAIN_LINEAR = 0.99, 0.1, 0.03, 0.95
@@ -24,26 +23,10 @@ REFERENCE, NO_DECAY, EASY = "digits", "digits_no_decay", "gmm_easy"
 NOISY = ("digits_noise20", "digits_noise50")
 
 
-def share_of_seeds(passed: Any, finite: Any) -> Interval:
-    """Share of seeds that pass, against a share that was fixed beforehand: a count, hence without an interval.
-
-    A Clopper-Pearson interval would ask for the share among all seeds that could be run, and eight seeds cannot show
-    0.75 of those even if all pass.
-
-    Args:
-        passed: one truth value a seed.
-        finite: seeds whose run did not diverge; the others do not pass, and are counted.
-
-    Returns:
-        The share, with ends equal to it.
-    """
-    finite = np.asarray(finite, dtype=bool)
-    share = float((np.asarray(passed, dtype=bool) & finite).mean())
-    return Interval(share, share, share, finite.size, int((~finite).sum()), "share of the seeds run, a count")
-
-
 def judge(history: "xr.Dataset") -> Ledger:
     """Judge the claims, whose criteria stand here and do not depend on the data."""
+    if history.attrs["kind"] == "images":
+        return Ledger(judge_images(history))
     present = [str(each) for each in history["condition"].values]
     rows: list[Claim] = []
     if REFERENCE in present and NO_DECAY in present:

@@ -153,7 +153,11 @@ def _of_condition(
     variables["milestone_epoch"] = (
         ("seed", "milestone"),
         runs.milestone_epochs,
-        {"units": "epochs", "definition": "first epoch whose train accuracy reaches the milestone; -1 where none does"},
+        {
+            "units": "epochs",
+            "definition": "first epoch (image networks: first measured one) whose train accuracy reaches it; "
+            "-1 where none does",
+        },
     )
     variables["finite"] = (("seed",), np.asarray(runs.finite, dtype=bool))
     variables["num_epochs"] = ((), runs.epochs[-1], {"units": "epochs", "definition": "length of training"})

@@ -73,12 +73,13 @@ def shallow_share(values: Float[np.ndarray, "S L1"], *, first: int = 0, log: boo
         log: whether to take logarithms.
 
     Returns:
-        (v_first - v_h)/(v_first - v_L) of each seed.
+        (v_first - v_h)/(v_first - v_L) of each seed; NaN without a fall, of which nothing can have a share.
     """
     half = values.shape[1] // 2
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.log(values) if log else values
-        return (values[:, first] - values[:, half]) / (values[:, first] - values[:, -1])
+        fall = values[:, first] - values[:, -1]
+        return np.where(fall > 0, (values[:, first] - values[:, half]) / fall, np.nan)
 
 
 def rank_with_depth(values: Float[np.ndarray, "S L1"]) -> Float[np.ndarray, " S"]:
@@ -127,20 +128,28 @@ def emerges(layers: Layers, untrained: Layers) -> dict[str, Bool[np.ndarray, " S
     """A0: some collapse in most hidden layers, more of it the deeper they lie."""
     fallen = (layers.nc1 <= HALVED * untrained.nc1)[:, 1:].sum(axis=1)
     return {
-        "rank of r with depth": rank_with_depth(layers.ratio) <= RANK_RATIO,
+        "rank(r, l) <= -0.9": rank_with_depth(layers.ratio) <= RANK_RATIO,
         "r_L <= 0.1 r_1": layers.ratio[:, -1] <= RATIO_DROP * layers.ratio[:, 1],
         "m_L <= 0.005": layers.mismatch[:, -1] <= LAST_MISMATCH,
-        "rank of m with depth": rank_with_depth(layers.mismatch) <= RANK_MISMATCH,
-        "q halved in half of the layers": fallen >= layers.half,
+        "rank(m, l) <= -0.8": rank_with_depth(layers.mismatch) <= RANK_MISMATCH,
+        "q_l halved by training in half of the layers": fallen >= layers.half,
     }
 
 
 def shallow(layers: Layers) -> dict[str, Bool[np.ndarray, " S"]]:
     """A1: the shallower layers do almost all of the reduction of variance within classes."""
     return {
-        "share of q": shallow_share(layers.nc1) >= SHALLOW_SHARE,
-        "share of r": shallow_share(layers.ratio) >= SHALLOW_SHARE,
-        "share of q, hidden layers alone": shallow_share(layers.nc1, first=1) >= HIDDEN_SHARE,
+        "S_h of q >= 0.9": shallow_share(layers.nc1) >= SHALLOW_SHARE,
+        "S_h of r >= 0.9": shallow_share(layers.ratio) >= SHALLOW_SHARE,
+        "S_h of q over hidden layers >= 0.85": shallow_share(layers.nc1, first=1) >= HIDDEN_SHARE,
+    }
+
+
+def shallow_from_first(layers: Layers) -> dict[str, Bool[np.ndarray, " S"]]:
+    """A1 for networks whose input is no measured point: the first layer takes its place."""
+    return {
+        "S_h of q >= 0.9": shallow_share(layers.nc1, first=1) >= SHALLOW_SHARE,
+        "S_h of r >= 0.9": shallow_share(layers.ratio, first=1) >= SHALLOW_SHARE,
     }
 
 

@@ -42,6 +42,7 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     last = one.sel(epoch=int(one["num_epochs"]))
     layers = scores.layers_at(history, condition)
     untrained = scores.layers_at(history, condition, trained=False)
+    of_images = history.attrs["kind"] == "images"
     slope, even = scores.line_fit(np.log(layers.ratio))
     found: dict[str, Any] = {
         "epochs": str(int(one["num_epochs"])),
@@ -67,8 +68,8 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
         "m_L": _shown(layers.mismatch[:, -1]),
         "effective depth l*": _shown(scores.effective_depth(layers.mismatch)),
         "seeds that pass A0": _count(scores.emerges(layers, untrained)),
-        "seeds that pass A1": _count(scores.shallow(layers)),
-        "seeds that pass A2": _count(scores.separates(layers)),
+        "seeds that pass A1": _count(scores.shallow_from_first(layers) if of_images else scores.shallow(layers)),
+        "seeds that pass A2": _count(scores.separates(layers, norms=condition.startswith("digits") or not of_images)),
     }
     return found
 

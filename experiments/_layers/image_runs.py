@@ -1,0 +1,200 @@
+"""Image networks: train every set and seed, measure every layer, and put it into the experiment's record."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from _coarse.images import hardware
+
+from _layers import record
+from _layers.images import MILESTONES, MeasuredNetwork, train_and_measure
+from _layers.recipes import library_units
+from nctheory import vision
+from nctheory._errors import ArgumentError
+from nctheory.runs import RunFolder
+from nctheory.vision import networks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from nctheory.vision import Images
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was checked before the run folder is made.
+
+    Attributes:
+        spec: of the network.
+        sets: train and test split by condition; a control shares those of its set.
+        configs: training by condition.
+    """
+
+    spec: Any
+    sets: "dict[str, tuple[Images, Images]]"
+    configs: dict[str, vision.ImageTrainConfig]
+
+
+def plan(config: Any) -> Job:
+    """Load the image sets and configure every training.
+
+    Args:
+        config: sized configuration of the experiment, with an image network.
+
+    Returns:
+        The job; conditions in the order of the sets, the control after its set.
+
+    Raises:
+        ValueError: for unknown names, more images a batch than there are, or a class without images.
+    """
+    for name in config.dataset:
+        if name not in vision.dataset_names():
+            known = list(vision.dataset_names())
+            raise ArgumentError(f"Argument `dataset` must name sets among {known}, but names {name!r}.")
+    spec = networks.network(config.network)
+    sets, configs = {}, {}
+    for at, name in enumerate(config.dataset):
+        splits = _load(name, config.data_dir, config.images)
+        sets[name] = splits
+        configs[name] = _training(config, splits[0].num_classes, weight_decay=config.weight_decay)
+        if configs[name].steps_per_epoch(splits[0].num_samples) == 0:
+            raise ArgumentError(
+                f"Argument `images.batch_size` must be at most the {splits[0].num_samples} train images of {name}, but "
+                f"is {config.images.batch_size}."
+            )
+        if at == 0 and config.images.control:
+            sets[f"{name}_no_decay"] = splits
+            configs[f"{name}_no_decay"] = _training(config, splits[0].num_classes, weight_decay=0.0)
+    return Job(spec, sets, configs)
+
+
+def _load(name: str, data_dir: Path | None, options: Any) -> "tuple[Images, Images]":
+    parts = [vision.load(name, split, data_dir) for split in vision.SPLITS]
+    first = vision.Images.of(parts[0].images, parts[0].labels, num_classes=parts[0].num_classes)
+    second = vision.Images.of(parts[1].images, parts[1].labels, num_classes=parts[0].num_classes, like=first)
+    splits = (first.head(options.num_train or first.num_samples), second.head(options.num_test or second.num_samples))
+    for split, part in zip(vision.SPLITS, splits, strict=True):
+        measured = part if options.max_measured is None else part.head(options.max_measured)
+        if np.bincount(measured.labels, minlength=first.num_classes).min() == 0:
+            raise ArgumentError(
+                f"Arguments `images.num_train`, `images.num_test` and `images.max_measured` must leave every class of "
+                f"{name} an image to measure, but its {split} split lacks one."
+            )
+    return splits
+
+
+def _training(config: Any, num_classes: int, *, weight_decay: float) -> vision.ImageTrainConfig:
+    options = config.images
+    rate, decay = library_units(config.loss, num_classes, learning_rate=config.learning_rate, weight_decay=weight_decay)
+    return vision.ImageTrainConfig(
+        learning_rate=rate,
+        weight_decay=decay,
+        batch_size=options.batch_size,
+        num_epochs=options.num_epochs,
+        schedule=options.schedule,
+        loss=config.loss,
+        compute_dtype=options.compute_dtype,
+        checkpoint_epochs=options.epochs,
+    )
+
+
+def measure(config: Any, job: Job, folder: RunFolder) -> "xr.Dataset":
+    """Train and measure every condition and seed, resuming what the folder holds; write record and manifest."""
+    began = time.perf_counter()
+    runs: dict[str, record.ConditionRuns] = {}
+    every: list[MeasuredNetwork] = []
+    for condition, splits in job.sets.items():
+        found = [_one(config, job, condition, splits, seed, folder.parts) for seed in config.seeds]
+        finished = [each for each in found if each is not None]
+        if not finished:
+            raise ArgumentError(
+                f"Argument `learning_rate` must be smaller: training on {condition} diverged at {config.learning_rate} "
+                f"with every seed."
+            )
+        every += finished
+        runs[condition] = _of_networks(found, finished[0])
+    history = record.collect(
+        runs,
+        seeds=config.seeds,
+        milestones=MILESTONES,
+        layers=every[0].names,
+        attributes=_attributes(config, job),
+    )
+    folder.write_history(history)
+    folder.write_manifest(
+        device=str(jax.devices()[0].device_kind),
+        dtype=next(iter(job.configs.values())).dtype_on(jax.default_backend()),
+        compile_seconds=sum(each.compile_seconds for each in every),
+        run_seconds=float(sum(each.curves["seconds"].sum() for each in every)),
+        measure_seconds=float(sum(each.measure_seconds.sum() for each in every)),
+        wall_seconds=time.perf_counter() - began,
+    )
+    return history
+
+
+def _one(
+    config: Any, job: Job, condition: str, splits: "tuple[Images, Images]", seed: int, parts: Path
+) -> MeasuredNetwork | None:
+    """One network, or None if its loss is not finite: its seed counts as lost."""
+    print(f"{condition}, seed {seed}", flush=True)
+    try:
+        return train_and_measure(
+            job.spec,
+            job.configs[condition],
+            *splits,
+            seed=seed,
+            folder=parts / f"{condition}-{seed}",
+            pool=config.images.pool,
+            max_measured=config.images.max_measured,
+            progress=not config.quiet,
+        )
+    except vision.NonFiniteLossError as error:
+        print(f"{condition}, seed {seed} is lost: {error}", flush=True)
+        return None
+
+
+def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> record.ConditionRuns:
+    """All seeds of a condition; a lost one is NaN throughout."""
+
+    def stacked(get: Any) -> np.ndarray:
+        blank = np.full(np.shape(get(like)), np.nan)
+        return np.stack([blank if each is None else np.asarray(get(each), dtype=np.float64) for each in found])
+
+    marked = [None if each is None else each.at_milestones() for each in found]
+    size = (len(like.milestones), *like.metrics["nc1"].shape[1:])
+    return record.ConditionRuns(
+        epochs=[int(each) for each in like.epochs],
+        metrics={name: stacked(lambda each, name=name: each.metrics[name]) for name in record.METRICS},
+        losses=stacked(lambda each: each.losses),
+        accuracies=stacked(lambda each: each.accuracies),
+        epoch_accuracy=stacked(lambda each: each.curves["train_accuracy"]),
+        milestone_epochs=np.stack(
+            [np.full(size[0], -1) if each is None else np.asarray(each.milestone_epochs) for each in found]
+        ),
+        milestone_metrics={
+            name: np.stack([np.full(size, np.nan) if each is None else each[name] for each in marked])
+            for name in record.METRICS
+        },
+        finite=np.array([each is not None for each in found]),
+    )
+
+
+def _attributes(config: Any, job: Job) -> dict[str, Any]:
+    """What the record says about itself."""
+    options = config.images
+    return {
+        "kind": "images",
+        "title": f"{config.network} on {', '.join(config.dataset)}, {config.loss}",
+        "smoke": int(config.smoke),
+        "network": config.network,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "batch_size": options.batch_size,
+        "schedule": options.schedule,
+        "activations": "averaged over height and width" if options.pool else "flattened",
+        "num_train": [splits[0].num_samples for splits in job.sets.values()],
+        "hardware": hardware(),
+    }
