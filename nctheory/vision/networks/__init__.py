@@ -28,11 +28,12 @@ _SPECS: dict[str, NetworkSpec] = {
     "densenet-bc-40-12": DenseNetSpec(depth=40),
     "mlp": MlpSpec(),
 }
+_MLP = re.compile(r"mlp-([1-9][0-9]*)x([1-9][0-9]*)", re.ASCII)
 _WITH_WIDTH = re.compile(r"(resnet18|vgg(?:11|13|16|19))-w([1-9][0-9]*)", re.ASCII)
 
 
 def network_names() -> tuple[str, ...]:
-    """List the names that `network` knows, in alphabetical order; widths other than those listed work too."""
+    """List the names that `network` knows, in alphabetical order; it takes other widths and MLPs of other sizes too."""
     return tuple(sorted(_SPECS))
 
 
@@ -41,7 +42,7 @@ def network(name: str) -> NetworkSpec:
 
     "resnet18" and the VGG names take a suffix "-wN" that sets the width of the first stage, 64 without it; the later
     stages keep their ratio to it. "resnet-small" has the widths of "resnet18-w16" and one block a stage. VGG networks
-    are batch-normalised; "mlp" is not, and has two hidden layers of 256.
+    are batch-normalised. MLPs are not: "mlp" has two hidden layers of 256, "mlp-5x512" five of 512.
 
     Args:
         name: a name from `network_names()`, or one with another width.
@@ -57,14 +58,18 @@ def network(name: str) -> NetworkSpec:
         (8, 16, 32, 64)
         >>> network("resnet18-w64") == network("resnet18")
         True
+        >>> network("mlp-3x128").widths
+        (128, 128, 128)
     """
     if name in _SPECS:
         return _SPECS[name]
+    if sizes := _MLP.fullmatch(str(name)):
+        return MlpSpec(widths=(int(sizes[2]),) * int(sizes[1]))
     match = _WITH_WIDTH.fullmatch(str(name))
     if match is None:
         raise ArgumentError(
             f"Argument `name` must be one of {list(network_names())} (for resnet18 and vgg also with -wN, the width "
-            f"of the first stage), but is {name!r}."
+            f"of the first stage; mlp-LxN has L hidden layers of N), but is {name!r}."
         )
     family, width = match[1], int(match[2])
     if family == "resnet18":
