@@ -13,7 +13,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import lax
 from jaxtyping import Float, Int
 
 from _layers.conditions import digits
@@ -59,15 +62,53 @@ def samples(setting: ChainSetting) -> simulator.Samples:
     return simulator.Samples(inputs / np.sqrt((inputs**2).sum(1).mean()), labels[rows], labels[rows])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChainSpec:
+    """Specification of the network: `DeepLinear` without backbone and bias, from a balanced orthogonal start.
+
+    `DeepLinearSpec` draws orthogonal layers too, but under `vmap` the layers' factorisations are batches that XLA may
+    start at the same time on a CPU, where each then waits for threads that the other holds, for ever (JAX 0.10.2). Here
+    they follow one another.
+
+    Attributes:
+        depth: number M of layers.
+        start: eps, all singular values of every initial layer.
+    """
+
+    depth: int = dataclasses.field(metadata={"static": True})
+    start: Any
+
+    def build(self, input_dim: int, num_outputs: int, rngs: nnx.Rngs) -> simulator.DeepLinear:
+        """Build the network with weights drawn from `rngs`; every layer but the last is square."""
+        spec = simulator.DeepLinearSpec(widths=(input_dim,) * (self.depth - 1), bias=False)
+        model = spec.build(input_dim, num_outputs, rngs)
+        draws = jax.random.normal(rngs.params(), (self.depth, input_dim, input_dim), dtype=float)
+        layers = jnp.asarray(self.start, dtype=float) * lax.map(_rotation, draws)
+        model.linear = nnx.List([nnx.Param(layer) for layer in layers[:-1]])
+        model.readout = nnx.Param(layers[-1][:, :num_outputs])
+        return model
+
+
+@jax.custom_batching.custom_vmap
+def _rotation(draw: jax.Array) -> jax.Array:
+    """Orthogonal matrix of a normal one, distributed as Haar's."""
+    orthogonal, upper = jnp.linalg.qr(draw)
+    return orthogonal * jnp.sign(jnp.diagonal(upper))[None, :]
+
+
+@_rotation.def_vmap
+def _one_at_a_time(axis_size: int, in_batched: list[bool], draws: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched
+    return lax.map(_rotation, draws), True
+
+
 def train_config(setting: ChainSetting) -> simulator.TrainConfig:
     """Training of the network on `samples`, of which the first record is the untrained network."""
     few = samples(setting)
-    dim = few.inputs.shape[1]
     return simulator.TrainConfig(
         data=simulator.FixedData(few, few, num_labels=10, num_fine=10),
-        model=simulator.DeepLinearSpec(
-            widths=(dim,) * (setting.depth - 1), init="orthogonal", init_scale=setting.start, bias=False
-        ),
+        model=ChainSpec(setting.depth, setting.start),
         loss="mse",
         optimizer="gd",
         learning_rate=setting.learning_rate,

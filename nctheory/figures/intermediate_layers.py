@@ -99,7 +99,7 @@ def _draw_epochs(axes: "Axes", history: "xr.Dataset", condition: str, metric: st
     axes.set_xlim(0, final_epoch * 1.1)
     axes.set_xticks([0, 1, *(10**k for k in range(1, 1 + int(np.log10(max(final_epoch, 1)))))])
     axes.get_xaxis().set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(f"epoch, {condition}")
 
 
 def _draw_conditions(axes: "Axes", history: "xr.Dataset", metric: str) -> None:
