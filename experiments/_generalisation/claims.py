@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from _layers.claims import share_of_seeds
+from _layers.counts import share_of_seeds
 
 from _generalisation import numbers as of
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Criterion, Interval, Within, mean_interval
@@ -249,6 +249,63 @@ JUDGES: dict[str, Callable[[xr.Dataset], list[Claim]]] = {
 """How each part is judged."""
 
 
+def judge_image_collapse(data: xr.Dataset) -> list[Claim]:
+    """Train without test collapse, and cascade, of image networks: counts of seeds alone, because seeds are few."""
+    numbers, layers = of.collapse_numbers(data), of.cascade_numbers(data)
+    runs = Conditions(data, numbers)
+    spec = _spec(
+        "H1",
+        "Share of seeds with train accuracy >= 0.999, q_train(T) <= 0.1 q_train(t_int), gap >= 5 and growing.",
+        NEEDED,
+    )
+    same = numbers.assign(gap=xr.ones_like(numbers["gap"]), gap_growth=xr.ones_like(numbers["gap"]))
+    rows = [
+        spec.judge(runs.count(of.image_collapse_passes(numbers))),
+        spec.control(
+            "train-images",
+            "The train images in place of the test images.",
+            runs.count(of.image_collapse_passes(same)),
+        ),
+    ]
+    spec = _spec(
+        "H3",
+        "Share of seeds with a cascade: rank correlation of layer and r_l(T) <= -0.8, r_l falls to a tenth in half of "
+        "the layers with one inside, later layers halve no later, test/train ratio grows with depth (>= 0.8).",
+        NEEDED,
+    )
+    start = data.isel(epoch=[0])
+    rows.append(spec.judge(runs.count(of.image_cascade_passes(layers))))
+    before = of.image_cascade_passes(of.cascade_numbers(start))
+    rows.append(spec.control("untrained", "Before training.", runs.count(before)))
+    return rows
+
+
+def judge_image_transfer(data: xr.Dataset) -> list[Claim]:
+    """Features of image networks trained on two super-classes: counts of seeds alone."""
+    numbers = of.transfer_numbers(data)
+    runs = Conditions(data, numbers)
+    passed = of.image_transfer_passes(numbers)
+    spec = _spec(
+        "H2",
+        "Share of seeds whose ridge probe ends at least 0.05 below its peak after t_int, super-class test accuracy "
+        "kept, rank correlation of q_train and probe >= 0.5.",
+        NEEDED,
+    )
+    flat = of.image_transfer_passes(numbers.assign(drop=xr.zeros_like(numbers["drop"])))
+    rows = [
+        spec.judge(runs.count(passed)),
+        spec.control("no-loss", "A probe that ends at its peak.", runs.count(flat)),
+    ]
+    if "no_decay" in data["condition"]:
+        rows.append(spec.control("no-decay", "As many epochs without weight decay.", runs.count(passed, "no_decay")))
+    return rows
+
+
 def judge_all(tree: xr.DataTree) -> tuple[Claim, ...]:
     """Judge the claims of every part that was run."""
+    if tree.attrs.get("kind") == "images":
+        judges = {"collapse": judge_image_collapse, "transfer": judge_image_transfer}
+        return tuple(
+            claim for name, judge in judges.items() if name in tree for claim in judge(tree[name].to_dataset())
+        )
     return tuple(claim for name, judge in JUDGES.items() if name in tree for claim in judge(tree[name].to_dataset()))

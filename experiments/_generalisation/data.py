@@ -59,10 +59,15 @@ def load(name: str, num_images: int | None, data_dir: Path | None = None) -> Poo
     rows = by_class[np.linspace(0, labels.size - 1, count).round().astype(int)]
     images = np.concatenate([part.images for part in parts])[rows]
     pixels = images.reshape(count, -1).astype(np.float64)
+    return Pool((pixels - pixels.mean()) / pixels.std(), labels[rows], names, two_classes(name, len(names)))
+
+
+def two_classes(name: str, num_classes: int) -> np.ndarray:
+    """Super-class, 0 or 1, of each original class of a set: as `TWO_CLASSES` says, else the halves by number."""
     table = TWO_CLASSES.get(name)
     if table is None:
-        table = vision.label_map("consecutive", num_fine=len(names), num_coarse=2).table
-    return Pool((pixels - pixels.mean()) / pixels.std(), labels[rows], names, np.asarray(table, dtype=np.int32))
+        table = vision.label_map("consecutive", num_fine=num_classes, num_coarse=2).table
+    return np.asarray(table, dtype=np.int32)
 
 
 def source(pool: Pool, num_train: int, *, coarse: bool = False) -> simulator.SplitData:

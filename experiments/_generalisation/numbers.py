@@ -228,3 +228,33 @@ def sample_numbers(data: xr.Dataset) -> xr.Dataset:
 def sample_passes(least_gap: xr.DataArray, slope: xr.DataArray, last: xr.DataArray) -> xr.DataArray:
     """Which seeds keep a gap at every n while q falls with n: all of the fact sheet's conditions at once."""
     return (least_gap >= 3) & (slope >= -0.9) & (slope <= -0.3) & (last > 0.03)
+
+
+def image_collapse_passes(numbers: xr.Dataset) -> xr.DataArray:
+    """As `collapse_passes`, by the fact sheet's conditions for image networks."""
+    return (
+        (numbers["train_accuracy"] >= 0.999)
+        & (numbers["q_train_change"] <= 0.1)
+        & (numbers["gap"] >= 5)
+        & (numbers["gap_growth"] > 1)
+    )
+
+
+def image_cascade_passes(numbers: xr.Dataset) -> xr.DataArray:
+    """As `cascade_passes`, with the fact sheet's rank correlations for image networks."""
+    return (
+        (numbers["depth_r"] <= -0.8)
+        & (numbers["collapsed_share"] >= 0.5)
+        & numbers["collapsed_inside"]
+        & numbers["last_first"]
+        & (numbers["depth_test_over_train"] >= 0.8)
+    )
+
+
+def image_transfer_passes(numbers: xr.Dataset) -> xr.DataArray:
+    """As `transfer_passes`, by the fact sheet's conditions for image networks."""
+    return (
+        (numbers["drop"].sel(probe="ridge", drop=True) >= 0.05)
+        & (numbers["coarse_change"] >= -0.01)
+        & (numbers["with_q"] >= 0.5)
+    )

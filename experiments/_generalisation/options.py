@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from _layers.options import ImageOptions
 
 from nctheory._cli import RunOptions, check_integer
 from nctheory._errors import ArgumentError
@@ -10,12 +12,18 @@ from nctheory._errors import ArgumentError
 PARTS = ("collapse", "transfer", "samples")
 """Parts in the order in which they run; "collapse" holds the cascade too."""
 _SMOKE = {"num_train": 200, "num_epochs": 6, "transfer_epochs": 4, "num_passes": 800, "sizes": (100, 200)}
+_IMAGE_DEFAULTS = ImageOptions()
+_OF_THE_MLP = ("num_images", "num_train", "num_epochs", "transfer_train", "transfer_epochs", "sizes", "num_passes")
+_OF_THE_MLP += ("depth", "width", "batch_size")
 _SMOKE |= {"num_images": 600, "width": 32, "depth": 3, "parts": ("all",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class MlpOptions(RunOptions):
-    """Data and training of the MLPs; rates and decays are those of a squared error averaged over outputs too."""
+    """Data and training; rates and decays are those of a squared error averaged over outputs too."""
+
+    num_seeds: int | None = None
+    """Number of seeds; the claims are about them. MLP: at least 2, default 8. Image networks: default 1."""
 
     parts: tuple[Literal["collapse", "transfer", "samples", "all"], ...] = ("collapse", "transfer")
     """What to run: "collapse" on train against test with the cascade over layers, "transfer" from two super-classes to
@@ -24,38 +32,53 @@ class MlpOptions(RunOptions):
     """Image set, a name of nctheory.vision.dataset_names()."""
     data_dir: Path | None = None
     """Folder of prepared image sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    network: str = "mlp"
+    """Network: mlp, or an image network of nctheory.vision.networks.network_names(), trained on the official split."""
     num_images: int | None = None
-    """Images that every seed splits, evenly over the classes; by default all digits, and 5,000 of any other set."""
+    """MLP: images that every seed splits, evenly over the classes; by default all digits, 5,000 of any other set."""
     num_train: int = 500
-    """Train images of part "collapse"."""
+    """MLP: train images of part "collapse"."""
     num_epochs: int = 600
-    """Epochs of part "collapse"."""
+    """MLP: epochs of part "collapse"."""
     weight_decay: float = 1e-3
     """L2 coefficient of part "collapse"; its control has none."""
     transfer_train: int | None = None
-    """Train images of part "transfer"; by default four fifths of all."""
+    """MLP: train images of part "transfer"; by default four fifths of all."""
     transfer_epochs: int = 150
-    """Epochs of part "transfer"."""
+    """MLP: epochs of part "transfer"."""
     transfer_decay: float = 5e-4
     """L2 coefficient of parts "transfer" and "samples"; the control of "transfer" has none."""
     sizes: tuple[int, ...] = (100, 200, 400, 800, 1400)
-    """Numbers of train images of part "samples"."""
+    """MLP: numbers of train images of part "samples"."""
     num_passes: int = 300_000
-    """Images that a run of part "samples" sees in all: its epochs are this number over its train images."""
+    """MLP: images that a run of part "samples" sees in all: its epochs are this number over its train images."""
     loss: Literal["mse", "cross_entropy"] = "mse"
     """Training loss, on one-hot labels."""
     learning_rate: float = 0.1
     """Largest step size of parts "collapse" and "transfer"; part "samples" uses three tenths of it."""
     depth: int = 5
-    """Hidden layers (part "samples": 3)."""
+    """MLP: hidden layers (part "samples": 3)."""
     width: int = 256
-    """Width of every hidden layer (part "samples": twice that)."""
+    """MLP: width of every hidden layer (part "samples": twice that)."""
     batch_size: int = 16
-    """Images an update."""
+    """MLP: images an update."""
+    images: ImageOptions = _IMAGE_DEFAULTS
+    """Training of image networks; parts "collapse" and "transfer" share it, each with its control unless `control` is
+    off."""
+    num_probed: int = 10_000
+    """Image networks: train images, the first, on which probes are fitted."""
 
     def __post_init__(self):
         """Check what needs no data."""
-        super().__post_init__()
+        # One image network may stand alone; all else is checked as for every experiment.
+        shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(RunOptions)}
+        if self.takes_images and self.num_seeds is not None:
+            check_integer("num_seeds", self.num_seeds, minimum=1)
+            shared["num_seeds"] = max(self.num_seeds, 2)
+        RunOptions(**shared)
+        self.images.check()
+        self._check_foreign()
+        check_integer("num_probed", self.num_probed, minimum=2)
         smallest = {"num_train": 2, "num_epochs": 1, "transfer_epochs": 1, "num_passes": 1}
         for name, minimum in (smallest | {"depth": 2, "width": 2, "batch_size": 1}).items():
             check_integer(name, getattr(self, name), minimum=minimum)
@@ -72,17 +95,41 @@ class MlpOptions(RunOptions):
         for size in self.sizes:
             check_integer("sizes", size, minimum=2)
 
+    def _check_foreign(self) -> None:
+        """Refuse options of the other kind of network: a number that would be ignored is worse than an error."""
+        default = {each.name: each.default for each in dataclasses.fields(self)}
+        for name in _OF_THE_MLP if self.takes_images else ("images", "num_probed"):
+            if getattr(self, name) != default[name]:
+                place = "the MLP" if self.takes_images else "image networks"
+                raise ArgumentError(
+                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
+                )
+        if self.takes_images and "samples" in self.parts:
+            raise ArgumentError("Argument `parts` must not name 'samples' with an image network: it is of the MLP.")
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the network is an image network."""
+        return self.network != "mlp"
+
     @property
     def chosen(self) -> tuple[str, ...]:
         """The parts to run."""
-        return tuple(name for name in PARTS if name in self.parts or "all" in self.parts)
+        known = PARTS[:2] if self.takes_images else PARTS
+        return tuple(name for name in known if name in self.parts or "all" in self.parts)
 
     @property
     def sized(self) -> "MlpOptions":
         """These options with their number of seeds; with `smoke`, whatever was left at its default is made small."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        changed = {name: value for name, value in _SMOKE.items() if self.smoke and getattr(self, name) == default[name]}
-        return dataclasses.replace(self, num_seeds=self.num_seeds or (2 if self.smoke else 8), **changed)
+        small = {"parts": ("all",)} if self.takes_images else _SMOKE
+        changed: dict[str, Any] = {
+            name: value for name, value in small.items() if self.smoke and getattr(self, name) == default[name]
+        }
+        if self.takes_images and self.smoke:
+            changed["images"] = self.images.smaller
+        usual = 1 if self.takes_images else 2 if self.smoke else 8
+        return dataclasses.replace(self, num_seeds=self.num_seeds or usual, **changed)
 
     @property
     def seeds(self) -> list[int]:

@@ -8,13 +8,13 @@ import xarray as xr
 from _bench import dimensionless
 
 SPLITS = ("train", "test")
-_COLLAPSE = {
+COLLAPSE = {
     "nc1": "q = tr(Sigma_W Sigma_B^+)/K about the class means of the split",
     "within_between_ratio": "r = tr Sigma_W / tr Sigma_B about the class means of the split",
     "cdnv": "mean over pairs of classes of (var_c + var_c')/(2 |mu_c - mu_c'|^2), class means of the split",
     "nc2_etf_distance": "distance of the split's centred class means from a simplex ETF",
 }
-_CENTERS = {
+CENTERS = {
     "strong": "S = mean |h - mu_y|^2 / tr Sigma_B about the train class means (working definition after Hui et al.)",
     "weak": "W = mean min_c |h - mu_c|^2 / tr Sigma_B about the train class means (working definition)",
     "near_share": "share of samples with min_c |h - mu_c|^2 < 0.1 tr Sigma_B about the train class means",
@@ -36,7 +36,7 @@ def measured(history: Any, dims: Sequence[str]) -> dict[str, Any]:
     of_layers, of_network = (*dims, "layer", "split"), (*dims, "split")
     sides = (history.train, history.test)
     variables: dict[str, Any] = {}
-    for place, words in (("collapse", _COLLAPSE), ("centers", _CENTERS)):
+    for place, words in (("collapse", COLLAPSE), ("centers", CENTERS)):
         for name, text in words.items():
             values = np.stack([np.float64(getattr(getattr(side, place), name)) for side in sides], axis=-1)
             variables[name] = (of_layers, values, dimensionless(text))
@@ -46,17 +46,24 @@ def measured(history: Any, dims: Sequence[str]) -> dict[str, Any]:
     return variables
 
 
-def dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
+def dataset(
+    variables: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    *,
+    layers: Sequence[str] | None = None,
+) -> xr.Dataset:
     """One part's record, with the axes that all parts share.
 
     Args:
         variables: by name.
         coordinates: beside `layer` and `split`.
         attributes: of the record.
+        layers: names of the layers; by default their numbers, 0 the inputs.
 
     Returns:
         The record.
     """
-    layers = next(np.shape(each[1])[each[0].index("layer")] for each in variables.values() if "layer" in each[0])
-    shared = {"layer": np.arange(layers), "split": list(SPLITS)}
+    count = next(np.shape(each[1])[each[0].index("layer")] for each in variables.values() if "layer" in each[0])
+    shared = {"layer": np.arange(count) if layers is None else list(layers), "split": list(SPLITS)}
     return xr.Dataset(dict(variables), {**coordinates, **shared}, dict(attributes))

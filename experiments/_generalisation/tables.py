@@ -48,6 +48,10 @@ def _cell(values: xr.DataArray) -> str:
     return shown(values.values, digits=digits) + (f", {lost} undefined" if lost else "")
 
 
+def _headings(data: xr.Dataset) -> list[str]:
+    return [{"decay": "weight decay", "no_decay": "no weight decay"}[name] for name in data["condition"].values]
+
+
 def _by_condition(numbers: xr.Dataset, names: tuple[tuple[str, str], ...]) -> list[str]:
     conditions = numbers["condition"].values.tolist()
     return [_row(text, *(_cell(numbers[name].sel(condition=each)) for each in conditions)) for name, text in names]
@@ -55,7 +59,7 @@ def _by_condition(numbers: xr.Dataset, names: tuple[tuple[str, str], ...]) -> li
 
 def collapse_table(data: xr.Dataset) -> str:
     """Train against test, then the cascade layer by layer; means over seeds with their 95 % intervals."""
-    header = _row("Part collapse: mean over seeds [95 %]", "weight decay", "no weight decay")
+    header = _row("Part collapse: mean over seeds [95 %]", *_headings(data))
     numbers = of.collapse_numbers(data)
     lines = [header, *_by_condition(numbers, _COLLAPSE)]
     # Opposite directions, which Hui et al. are said to report, would show here; nothing is judged by it.
@@ -76,13 +80,15 @@ def collapse_table(data: xr.Dataset) -> str:
 
 def transfer_table(data: xr.Dataset) -> str:
     """Super-classes, then every probe of the original classes: peak after t_int and end."""
-    header = _row("Part transfer: mean over seeds [95 %]", "weight decay", "no weight decay")
+    header = _row("Part transfer: mean over seeds [95 %]", *_headings(data))
     numbers = of.transfer_numbers(data)
     lines = [header, *_by_condition(numbers, _TRANSFER)]
     for probe in numbers["probe"].values.tolist():
         one = numbers.sel(probe=probe)
         for name, text in (("initial", "untrained"), ("peak", "peak after t_int"), ("final", "at T")):
             lines += _by_condition(one, ((name, f"probe {probe}, {text}"),))
+    if "layer_probe_accuracy" not in data:
+        return "\n".join(lines)
     layers = data["layer_probe_accuracy"]
     for layer in (1, layers.sizes["layer"] // 2):
         one = layers.isel(layer=layer).to_dataset(name="value")

@@ -78,6 +78,20 @@ def _line(axes: "Axes", x: np.ndarray, values: "xr.DataArray", *, log: bool = Fa
         axes.fill_between(x[known], low, high, color=style["color"], alpha=_BAND, linewidth=0)
 
 
+def _conditions(data: "xr.Dataset") -> list[tuple[str, str, str]]:
+    """Name, label and line style of the conditions that were run."""
+    return [(name, *CONDITIONS[name]) for name in data["condition"].values.tolist()]
+
+
+def _layer_axis(axis: Any, hidden: "xr.Dataset") -> np.ndarray:
+    """Positions 1, 2, ... of the hidden layers; the ticks of an image network bear their names."""
+    positions = np.arange(1, hidden.sizes["layer"] + 1)
+    names = [str(each) for each in hidden["layer"].values]
+    numbered = all(name.isdigit() for name in names)
+    axis.set_ticks(positions, names, rotation=0 if numbered or axis.axis_name == "y" else 60)
+    return positions
+
+
 def _title(axes: "Axes", text: str) -> None:
     axes.set_title(text, loc="left")
 
@@ -96,7 +110,7 @@ def _gap_figure(data: "xr.Dataset") -> "Figure":
     grid: Any = figure.subplots(2, 2, sharex=True)
     last, x = data.isel(layer=-1), data["epoch"].values.astype(float)
     ((left, right), (below, near)) = grid
-    for condition, (label, dashes) in CONDITIONS.items():
+    for condition, label, dashes in _conditions(data):
         one = last.sel(condition=condition)
         words = f", {label}"
         for split, color in (("train", BLUE), ("test", RED)):
@@ -136,17 +150,18 @@ def _gap_figure(data: "xr.Dataset") -> "Figure":
 def _cascade_figure(data: "xr.Dataset") -> "Figure":
     figure = plotting.new_figure(plotting.TEXT_WIDTH, 4.4)
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
-    maps: Any = parts[0].subplots(1, 2, sharey=True)
+    maps: Any = parts[0].subplots(1, data.sizes["condition"], sharey=True, squeeze=False)[0]
     hidden = data.isel(layer=slice(1, None))
     r = hidden["within_between_ratio"].sel(split="train")
     remaining = mean_and_range(r / r.isel(epoch=0), log=True)["mean"]
     remaining = np.log10(remaining).reshape(r.sizes["condition"], r.sizes["epoch"], r.sizes["layer"])
-    epochs, layers = data["epoch"].values.astype(float), hidden["layer"].values
+    epochs = data["epoch"].values.astype(float)
     # Each record fills the time until the next; the first and the last column lie at the ends of the axis.
     edges = np.concatenate([[0], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] * 1.05]])
     floor = float(np.floor(2 * np.nanmin(remaining)) / 2)
     mesh = None
     for axes, condition in zip(maps, r["condition"].values, strict=True):
+        layers = _layer_axis(axes.yaxis, hidden)
         values = remaining[list(r["condition"].values).index(condition)].T
         rows = np.arange(layers[0] - 0.5, layers[-1] + 1)
         mesh = axes.pcolormesh(edges, rows, values, vmin=floor, vmax=0, rasterized=True)
@@ -154,7 +169,6 @@ def _cascade_figure(data: "xr.Dataset") -> "Figure":
             axes.contour(epochs, layers, values, levels=[np.log10(0.5)], colors="black", linewidths=1.2, linestyles="-")
         axes.grid(False)
         _epoch_axis(axes, epochs[-1])
-        axes.set_yticks(layers)
         _title(axes, f"{'(a)' if condition == 'decay' else '(b)'} {_long(str(condition))}")
     maps[0].set_ylabel("hidden layer")
     bar = parts[0].colorbar(mesh, ax=maps, pad=0.02)
@@ -170,35 +184,37 @@ def _long(condition: str) -> str:
 
 
 def _draw_ends(axes: "Axes", hidden: "xr.Dataset") -> None:
-    one, layers = hidden.sel(condition="decay"), hidden["layer"].values
+    one, layers = hidden.sel(condition="decay"), _layer_axis(axes.xaxis, hidden)
     for split, color in (("train", BLUE), ("test", RED)):
         r = one["within_between_ratio"].sel(split=split)
         _line(axes, layers, r.isel(epoch=0), log=True, color=color, linestyle=":", label=f"{split}, untrained")
         _line(axes, layers, r.isel(epoch=-1), log=True, color=color, marker="o", label=f"{split}, trained")
     axes.set(yscale="log", xlabel="hidden layer", ylabel=r"$r_l = \mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$")
-    axes.set_xticks(layers)
-    axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.88), ncols=2)
+    axes.legend(loc="best")
     _title(axes, "(c) layers at both ends of training")
 
 
 def _draw_ratios(axes: "Axes", hidden: "xr.Dataset") -> None:
-    layers = hidden["layer"].values
+    layers = _layer_axis(axes.xaxis, hidden)
     r = hidden["within_between_ratio"]
     ratio = (r.sel(split="test") / r.sel(split="train")).isel(epoch=-1)
-    for condition, (label, dashes) in CONDITIONS.items():
+    for condition, label, dashes in _conditions(hidden):
         _line(axes, layers, ratio.sel(condition=condition), color=BLACK, linestyle=dashes, marker="o", label=label)
     axes.set(xlabel="hidden layer", ylabel=r"$r_{\mathrm{test}}/r_{\mathrm{train}}$ at the end")
-    axes.set_xticks(layers)
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
-    _title(axes, "(d) the gap grows with depth")
+    axes.legend(loc="best")
+    _title(axes, "(d) test over train by layer")
 
 
 def _transfer_figure(data: "xr.Dataset") -> "Figure":
     figure = plotting.new_figure(plotting.TEXT_WIDTH, 5.0)
     grid: Any = figure.subplots(2, 2)
     x = data["epoch"].values.astype(float)
+    present = data["condition"].values.tolist()
     for axes, condition, letter in ((grid[0, 0], "decay", "a"), (grid[0, 1], "no_decay", "b")):
+        if condition not in present:
+            axes.set_axis_off()
+            continue
         one = data.sel(condition=condition)
         for probe, (label, color) in PROBES.items():
             values = one["probe_accuracy"].sel(probe=probe)
@@ -219,7 +235,7 @@ def _transfer_figure(data: "xr.Dataset") -> "Figure":
 
 def _draw_train_q(axes: "Axes", data: "xr.Dataset", x: np.ndarray) -> None:
     q = data["nc1"].isel(layer=-1)
-    for condition, (_, dashes) in CONDITIONS.items():
+    for condition, _, dashes in _conditions(data):
         for split, color in (("train", BLUE), ("test", RED)):
             values = q.sel(condition=condition, split=split)
             words = split if condition == "decay" else f"{split}, no decay"
@@ -236,6 +252,8 @@ def _draw_scatter(axes: "Axes", data: "xr.Dataset") -> None:
     later = fitted.cumsum("epoch") > 0
     q, probe = data["nc1"].isel(layer=-1).sel(split="train"), data["probe_accuracy"].sel(probe="ridge")
     for condition, color, words in (("no_decay", ORANGE, "no weight decay"), ("decay", BLUE, "weight decay")):
+        if condition not in data["condition"].values:
+            continue
         keep = later.sel(condition=condition).values
         at, height = q.sel(condition=condition), probe.sel(condition=condition).transpose(*at_dims(q))
         style = {"color": color, "markersize": 2.2, "alpha": 0.45, "markeredgewidth": 0, "linestyle": "none"}

@@ -265,6 +265,21 @@ def test_each_fault_of_samples_fails_its_claims(changes, failing):
     assert _failures(claims.judge_samples(_made_up_samples(**changes))) == failing
 
 
+def test_image_networks_are_judged_by_counts_of_seeds_alone():
+    """One seed suffices for a verdict; layers bear names; a control may be left out."""
+    collapse = _made_up_collapse(ratio=6.0).isel(seed=[0]).assign_coords(layer=list("abcdef"))
+    transfer = _made_up_transfer().isel(seed=[0], condition=[0])
+    tree = xr.DataTree.from_dict({"collapse": collapse, "transfer": transfer})
+    tree.attrs["kind"] = "images"
+    rows = {row.id: row for row in claims.judge_all(tree)}
+    assert set(rows) == {"H1", "H1/train-images", "H3", "H3/untrained", "H2", "H2/no-loss"}
+    assert _failures(rows.values()) == set()
+    fallen = {row.id: row.verdict for row in claims.judge_image_collapse(_made_up_collapse(q_test=0.03, last=0.2))}
+    assert (fallen["H1"], fallen["H3"]) == ("refuted", "refuted")
+    kept = {row.id: row.verdict for row in claims.judge_image_transfer(_made_up_transfer(final=0.93))}
+    assert kept["H2"] == "refuted"
+
+
 def test_six_of_eight_seeds_are_enough_and_five_are_not():
     for lost, verdict in ((2, "supported"), (3, "refuted")):
         record = _made_up_collapse()
@@ -379,6 +394,12 @@ def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
         ({"depth": 1}, "Argument `depth` must be an integer >= 2, but is 1"),
         ({"learning_rate": float("nan")}, "Argument `learning_rate` must be > 0 and finite, but is nan"),
         ({"num_images": 1}, "Argument `num_images` must be an integer >= 2"),
+        (
+            {"network": "vgg11", "depth": 3},
+            "Argument `depth` must be left alone with network 'vgg11': it is of the MLP",
+        ),
+        ({"num_probed": 9}, "Argument `num_probed` must be left alone with network 'mlp': it is of image networks"),
+        ({"network": "vgg11", "parts": ("samples",)}, "Argument `parts` must not name 'samples' with an image network"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):

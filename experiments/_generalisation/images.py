@@ -1,0 +1,247 @@
+"""Image networks on the official split: train, measure every layer, probe, and record as the MLPs are."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from _bench import dimensionless
+from _coarse.images import hardware
+from _layers.images import train_and_measure
+from _layers.recipes import library_units
+
+from _generalisation.data import two_classes
+from _generalisation.options import MlpOptions
+from _generalisation.record import CENTERS, COLLAPSE, SPLITS, dataset
+from _generalisation.runs import CONDITIONS
+from nctheory import vision
+from nctheory._errors import ArgumentError
+from nctheory.metrics.probes import PROBES, probe_accuracies
+from nctheory.runs import RunFolder
+from nctheory.vision import networks
+from nctheory.vision.layers import layer_collapse
+
+_RUN = ("condition", "seed", "epoch")
+Pair = tuple[vision.Images, vision.Images]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was checked before the run folder is made.
+
+    Attributes:
+        spec: of the network.
+        splits: train and test images under the original classes.
+        merged: the same under the two super-classes.
+        class_names: of the original classes.
+        super_class: 0 or 1 for each original class.
+        configs: training of every condition, by part.
+    """
+
+    spec: Any
+    splits: Pair
+    merged: Pair
+    class_names: tuple[str, ...]
+    super_class: np.ndarray
+    configs: dict[str, dict[str, vision.ImageTrainConfig]]
+
+
+def plan(options: MlpOptions) -> Job:
+    """Load the images and configure every training.
+
+    Args:
+        options: sized, with an image network.
+
+    Returns:
+        The job.
+
+    Raises:
+        ValueError: for an unknown network, more images a batch than there are, or a class without images.
+    """
+    spec = networks.network(options.network)
+    parts = [vision.load(options.dataset, split, options.data_dir) for split in vision.SPLITS]
+    names = parts[0].class_names
+    first = vision.Images.of(parts[0].images, parts[0].labels, num_classes=len(names))
+    second = vision.Images.of(parts[1].images, parts[1].labels, num_classes=len(names), like=first)
+    few = options.images
+    splits = (first.head(few.num_train or first.num_samples), second.head(few.num_test or second.num_samples))
+    for split, part in zip(SPLITS, splits, strict=True):
+        used = _measured(part, options)
+        if np.bincount(used.labels, minlength=len(names)).min() == 0:
+            raise ArgumentError(
+                f"Arguments `images.num_train`, `images.num_test` and `images.max_measured` must leave every class an "
+                f"image to measure, but the {split} split lacks one."
+            )
+    table = two_classes(options.dataset, len(names))
+    merged = tuple(replace(part, labels=table[np.asarray(part.labels)], num_classes=2) for part in splits)
+    configs = {part: _trainings(options, part, 2 if part == "transfer" else len(names)) for part in options.chosen}
+    if few.batch_size > splits[0].num_samples:
+        raise ArgumentError(
+            f"Argument `images.batch_size` must be at most the {splits[0].num_samples} train images, but is "
+            f"{few.batch_size}."
+        )
+    return Job(spec, splits, (merged[0], merged[1]), names, table, configs)
+
+
+def _measured(part: vision.Images, options: MlpOptions) -> vision.Images:
+    return part if options.images.max_measured is None else part.head(options.images.max_measured)
+
+
+def _trainings(options: MlpOptions, part: str, num_classes: int) -> dict[str, vision.ImageTrainConfig]:
+    given = options.weight_decay if part == "collapse" else options.transfer_decay
+    configs = {}
+    for condition in CONDITIONS if options.images.control else CONDITIONS[:1]:
+        rate, decay = library_units(
+            options.loss,
+            num_classes,
+            learning_rate=options.learning_rate,
+            weight_decay=given if condition == "decay" else 0.0,
+        )
+        configs[condition] = vision.ImageTrainConfig(
+            learning_rate=rate,
+            weight_decay=decay,
+            batch_size=options.images.batch_size,
+            num_epochs=options.images.num_epochs,
+            schedule=options.images.schedule,
+            loss=options.loss,
+            compute_dtype=options.images.compute_dtype,
+            checkpoint_epochs=options.images.epochs,
+        )
+    return configs
+
+
+def measure(options: MlpOptions, job: Job, folder: RunFolder) -> xr.DataTree:
+    """Train and measure every part, condition and seed, resuming what the folder holds; write record and manifest."""
+    began = time.perf_counter()
+    makers = {"collapse": _collapse, "transfer": _transfer}
+    tree = xr.DataTree.from_dict({name: makers[name](options, job, folder.parts) for name in options.chosen})
+    tree.attrs.update(
+        kind="images",
+        title=f"{options.network} on {options.dataset}, {job.splits[0].num_samples} train images, {options.loss}",
+        smoke=int(options.smoke),
+        hardware=hardware(),
+    )
+    folder.write_history(tree)
+    config = next(iter(next(iter(job.configs.values())).values()))
+    folder.write_manifest(
+        device=str(jax.devices()[0].device_kind),
+        dtype=config.dtype_on(jax.default_backend()),
+        wall_seconds=time.perf_counter() - began,
+    )
+    return tree
+
+
+def _every_run(options: MlpOptions, job: Job, part: str, one: Callable[..., Any]) -> list[list[Any]]:
+    """What `one(config, seed, folder name)` gives for every condition and seed; None for a run that diverged."""
+    rows = []
+    for condition, config in job.configs[part].items():
+        row: list[Any] = []
+        for seed in options.seeds:
+            print(f"{part}, {condition}, seed {seed}", flush=True)
+            try:
+                row.append(one(config, seed, f"{part}-{condition}-{seed}"))
+            except vision.NonFiniteLossError as error:
+                print(f"lost: {error}", flush=True)
+                row.append(None)
+        rows.append(row)
+    if all(each is None for row in rows for each in row):
+        raise ArgumentError(
+            f"Argument `learning_rate` must be smaller, but is {options.learning_rate}: every run of part {part} "
+            "diverged."
+        )
+    return rows
+
+
+def _stacked(rows: list[list[Any]], get: Callable[[Any], Any]) -> np.ndarray:
+    """An array of every run, condition by seed; NaN for a run that diverged."""
+    like = next(np.shape(get(each)) for row in rows for each in row if each is not None)
+    blank = np.full(like, np.nan)
+    return np.stack([[blank if each is None else np.asarray(get(each), np.float64) for each in row] for row in rows])
+
+
+def _finite(rows: list[list[Any]]) -> tuple[tuple[str, ...], np.ndarray]:
+    return ("condition", "seed"), np.array([[each is not None for each in row] for row in rows])
+
+
+def _coordinates(options: MlpOptions, job: Job, part: str) -> dict[str, Any]:
+    epochs = next(iter(job.configs[part].values())).kept_epochs
+    return {"condition": list(job.configs[part]), "seed": options.seeds, "epoch": list(epochs)}
+
+
+def _collapse(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
+    def one(config: Any, seed: int, name: str) -> Any:
+        few = options.images
+        settings: dict[str, Any] = {"pool": few.pool, "max_measured": few.max_measured}
+        return train_and_measure(job.spec, config, *job.splits, seed=seed, folder=parts / name, **settings)
+
+    rows = _every_run(options, job, "collapse", one)
+    variables: dict[str, Any] = {"finite": _finite(rows)}
+    for name, text in (COLLAPSE | CENTERS).items():
+        values = _stacked(rows, lambda each, name=name: np.swapaxes(each.metrics[name], 1, 2))
+        variables[name] = ((*_RUN, "layer", "split"), values, dimensionless(text))
+    for name in ("accuracy", "loss"):
+        attribute = {"accuracy": "accuracies", "loss": "losses"}[name]
+        values = _stacked(rows, lambda each, attribute=attribute: getattr(each, attribute))
+        variables[name] = ((*_RUN, "split"), values, dimensionless(f"{name} of the network in evaluation mode"))
+    layers = next(each.names for row in rows for each in row if each is not None)
+    attributes = {"num_train": job.splits[0].num_samples, "weight_decay": options.weight_decay}
+    return dataset(variables, _coordinates(options, job, "collapse"), attributes, layers=list(layers))
+
+
+def _transfer(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
+    probed = (job.splits[0].head(min(options.num_probed, job.splits[0].num_samples)), job.splits[1])
+
+    def one(config: Any, seed: int, name: str) -> Any:
+        check = partial(_at_checkpoint, config=config, probed=probed, job=job, options=options)
+        run = vision.train_network(
+            job.spec, config, *job.merged, seed=seed, folder=parts / name, resume=True, on_checkpoint=check
+        )
+        return [run.checkpoints[epoch] for epoch in config.kept_epochs]
+
+    rows = _every_run(options, job, "transfer", one)
+
+    def every(name: str) -> np.ndarray:
+        return _stacked(rows, lambda run: np.stack([each[name] for each in run]))
+
+    text = "share of test images whose original class the probe predicts from the input of the classifier"
+    layered = (*_RUN, "layer", "split")
+    variables: dict[str, Any] = {
+        "finite": _finite(rows),
+        "nc1": (layered, every("nc1")[..., None, :], dimensionless(COLLAPSE["nc1"])),
+        "accuracy": ((*_RUN, "split"), every("accuracy"), dimensionless("share of right answers: super-class")),
+        "probe_accuracy": (
+            ("condition", "seed", "probe", "epoch"),
+            np.swapaxes(every("probes"), 2, 3),
+            dimensionless(text),
+        ),
+        "super_class": ("class", job.super_class),
+    }
+    coordinates = {**_coordinates(options, job, "transfer"), "probe": list(PROBES), "class": list(job.class_names)}
+    attributes = {"num_train": job.merged[0].num_samples, "weight_decay": options.transfer_decay}
+    return dataset(variables, coordinates, attributes, layers=["features"])
+
+
+def _at_checkpoint(
+    epoch: int, network: Any, *, config: Any, probed: Pair, job: Job, options: MlpOptions
+) -> dict[str, Any]:
+    """Collapse of the classifier's input onto the super-classes, accuracy, and every probe of the original classes."""
+    del epoch
+    used = [_measured(part, options) for part in job.merged]
+    layers = layer_collapse(network, *used, layers=["features"], include_input=False)
+    assert layers.test is not None
+    features = [vision.extract_features(network, part) for part in probed]
+    scores = np.full(len(PROBES), np.nan)
+    if all(np.isfinite(each).all() for each in features):
+        labels = [np.asarray(part.labels) for part in probed]
+        found = probe_accuracies(features[0], labels[0], features[1], labels[1])
+        scores = np.array(list(found.values()))
+    return {
+        "nc1": np.array([float(side.collapse.nc1[0]) for side in (layers.train, layers.test)]),
+        "accuracy": np.array([float(vision.evaluate(network, part, loss=config.loss).accuracy) for part in job.merged]),
+        "probes": scores,
+    }
