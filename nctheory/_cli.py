@@ -12,13 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nctheory import distributed
 from nctheory._errors import ArgumentError, DatasetError
+from nctheory._rendezvous import EXIT_LOST
 from nctheory.runs import RunFolderError, free_path, latest_path
 
 ConfigT = TypeVar("ConfigT")
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,17 @@ class RunOptions:
     """Number of seeds, at least 2; the intervals are over them. Default: the preset's own."""
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""
+    distributed: bool = False
+    """Run as one of several processes that share the sweeps; process 0 writes, prints and draws. On SLURM, Open MPI,
+    Kubernetes and TPU pods nothing else is needed; elsewhere give --coordinator, --num-processes and --process-id."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where that port must be free."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Which process this is, in 0..num_processes-1."""
+    compilation_cache: Path | None = None
+    """Folder that keeps compiled programs for later runs."""
 
     def __post_init__(self):
         """Check the options; a derived record calls this from its own `__post_init__`."""
@@ -47,6 +61,13 @@ class RunOptions:
             raise ArgumentError(f"Argument `seed` must leave room for all seeds below 2**32, but is {self.seed}.")
         if self.resume and self.plot_only:
             raise ArgumentError("Argument `plot_only` must be off when `resume` is on, but both are on.")
+        if self.distributed and self.plot_only:
+            raise ArgumentError("Argument `plot_only` must be off when `distributed` is on, but both are on.")
+        processes = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
+        given = [name for name, value in processes.items() if value is not None]
+        if given and not self.distributed:
+            raise ArgumentError(f"Argument `distributed` must be on when `{given[0]}` is given, but is off.")
+        distributed.check_arguments(**processes)
 
     def run_path(self, experiment: str, name: str = "default") -> Path:
         """The run folder: `out`, or a numbered one under results/EXPERIMENT that no earlier run occupies."""
@@ -54,6 +75,28 @@ class RunOptions:
             return self.out
         base = Path("results") / experiment / name
         return latest_path(base) if self.resume or self.plot_only else free_path(base)
+
+
+def start(options: Any) -> None:
+    """Join the other processes and set up what else the options ask for; `run_main` does it. Before JAX computes.
+
+    All processes but the first print nothing from here on, except errors.
+
+    Raises:
+        DistributedError: if the processes do not come together.
+    """
+    if not isinstance(options, RunOptions):
+        return
+    if options.compilation_cache is not None:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(options.compilation_cache))
+        # Every program, also those that compile in less than a second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if options.distributed:
+        distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        if not distributed.is_main():
+            sys.stdout = open(os.devnull, "w")
 
 
 def compile_in_a_hurry() -> None:
@@ -108,11 +151,32 @@ def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None) -> Config
 
 def _is_bad_argument(error: Exception) -> bool:
     """Whether this is a message for the user and not a fault of the program."""
-    return isinstance(error, ArgumentError | DatasetError | RunFolderError)
+    return isinstance(error, ArgumentError | DatasetError | RunFolderError | distributed.DistributedError)
 
 
 def _report(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+
+
+class _Termination(KeyboardInterrupt):
+    """SIGTERM, by which schedulers announce that they take the machine back."""
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise, so that a run says what it has saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Termination
+
+    earlier = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @contextlib.contextmanager
@@ -161,15 +225,26 @@ def run_main(kind: type[ConfigT], run: Callable[[ConfigT], int], arguments: Sequ
         except ValueError as error:
             _report(error)
             return EXIT_BAD_INPUT
-        with _no_lost_interrupt():
-            return run(config)
+        with _no_lost_interrupt(), _termination_as_interrupt():
+            start(config)
+            code = run(config)
+            return code if distributed.is_main() else 0
     except KeyboardInterrupt as interrupt:
         saved = "; ".join(getattr(interrupt, "__notes__", [])) or "nothing was saved yet"
+        is_termination = isinstance(interrupt, _Termination)
         # A progress bar may have left the cursor in the middle of a line.
-        print(f"\ninterrupted: {saved}; the same command with --resume continues.", file=sys.stderr)  # noqa: T201
+        what = "terminated" if is_termination else "interrupted"
+        print(f"\n{what}: {saved}; the same command with --resume continues.", file=sys.stderr)  # noqa: T201
+        distributed.abandon()
+        if is_termination:
+            # Without waiting for the threads that still compute: little time is left.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_TERMINATED)
         return EXIT_INTERRUPTED
     except Exception as error:
         if not _is_bad_argument(error):
             raise
         _report(error)
-        return EXIT_BAD_INPUT
+        distributed.abandon()
+        return EXIT_LOST if isinstance(error, distributed.DistributedError) else EXIT_BAD_INPUT

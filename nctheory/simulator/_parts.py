@@ -1,9 +1,13 @@
 """Finished chunks of a sweep on disk: one `.npz` a chunk, whole or absent, never pickled."""
 
+import contextlib
 import hashlib
 import json
+import os
+import secrets
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +16,39 @@ import numpy as np
 
 from nctheory import _checks
 from nctheory._files import TEMPORARY_PREFIX, RunFolderError, atomic_write
+from nctheory.runs import _LOCK as LOCK
+from nctheory.runs import _take_lock as take_lock
 
 HEADER = "sweep.json"
+# How long a file that another machine wrote may take to appear here, in seconds: network file systems keep for a while
+# what they knew of a folder.
+_APPEARS_S = 90.0
 
 
 class PartStore:
     """Folder of finished chunks that belong to one sweep.
 
-    `sweep.json` says which sweep (a digest of its configurations, seeds, precision and backend) and its chunk size;
-    `chunk-00007.npz` holds the leaves of chunk 7. Files appear under their name only once they are complete.
+    `sweep.json` says which sweep (a digest of its configurations, seeds, precision and backend), its chunk size, the
+    size of the shares that chunks ran in, and the chunk size that was asked for; `chunk-00007.npz` holds the leaves of
+    chunk 7. Files appear under their name only once they are complete, so several processes can write chunks.
+
+    Attributes:
+        path: the folder.
+        chunk_size: rows of a chunk; None as long as the folder is empty.
+        share: rows of a compiled call; None if unknown.
+        asked: the chunk size that was asked for; None if none was.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any], chunk_size: int | None):
-        self.path, self._fingerprint, self.chunk_size = path, fingerprint, chunk_size
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: dict[str, Any],
+        chunk_size: int | None = None,
+        share: int | None = None,
+        asked: int | None = None,
+    ):
+        self.path, self._fingerprint = path, fingerprint
+        self.chunk_size, self.share, self.asked = chunk_size, share, asked
 
     @staticmethod
     def fingerprint(*, structure: str, arrays: Sequence[np.ndarray], seeds: np.ndarray, backend: str) -> dict[str, Any]:
@@ -51,39 +75,105 @@ class PartStore:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"Checkpoint folder {path} cannot be made: {error}.") from error
-        header = path / HEADER
-        if not header.exists():
+        if not (path / HEADER).exists():
             # A writer killed during the very first write leaves a temporary file and nothing else.
-            strangers = sorted(e.name for e in path.iterdir() if not e.name.startswith(TEMPORARY_PREFIX))
+            names = sorted(each.name for each in path.iterdir())
+            strangers = [name for name in names if name != LOCK and not name.startswith(TEMPORARY_PREFIX)]
             if strangers:
                 raise RunFolderError(f"Checkpoint folder {path} has no {HEADER} but holds {strangers[:3]}.")
-            return cls(path, fingerprint, None)
+        store = cls(path, fingerprint)
+        store._read_header()
+        return store
+
+    def _read_header(self) -> None:
+        header = self.path / HEADER
+        if not header.exists():
+            return
         try:
             stored = json.loads(header.read_text())
-            chunk_size = _checks.integer("chunk_size", stored["chunk_size"], minimum=1)
-            differing = [name for name, value in fingerprint.items() if stored["sweep"][name] != value]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.chunk_size = _checks.integer("chunk_size", stored["chunk_size"], minimum=1)
+            self.share = _checks.integer("share", stored.get("share", self.chunk_size), minimum=1)
+            self.asked = stored.get("asked")
+            differing = [name for name, value in self._fingerprint.items() if stored["sweep"][name] != value]
+            if self.chunk_size % self.share:
+                raise ValueError(f"share {self.share}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
-                f"Checkpoint header {header} is damaged ({error!r}); delete {path} to start over."
+                f"Checkpoint header {header} is damaged ({error!r}); delete {self.path} to start over."
             ) from error
         if differing:
-            raise RunFolderError(f"Checkpoint folder {path} belongs to another sweep: {differing} differ.")
-        return cls(path, fingerprint, chunk_size)
+            raise RunFolderError(f"Checkpoint folder {self.path} belongs to another sweep: {differing} differ.")
 
-    def begin(self, chunk_size: int) -> None:
-        """Record the chunk size, or check it against the recorded one.
+    def begin(self, chunk_size: int, share: int, asked: int | None) -> None:
+        """Record the sizes, or check the chunk size against the recorded one.
 
         Raises:
-            RunFolderError: if finished chunks have another size.
+            RunFolderError: if finished chunks have another size, or another run writes here.
         """
-        if self.chunk_size is None:
-            text = json.dumps({"sweep": self._fingerprint, "chunk_size": chunk_size}, indent=2)
-            atomic_write(self.path / HEADER, lambda temporary: temporary.write_text(text))
-            self.chunk_size = chunk_size
-        elif self.chunk_size != chunk_size:
-            raise RunFolderError(
-                f"Checkpoint folder {self.path} has chunks of {self.chunk_size} rows, not {chunk_size}."
-            )
+        with self.lock():
+            # Looked at again under the lock: another run may have come first.
+            self._read_header()
+            if self.chunk_size is None:
+                sizes = {"chunk_size": chunk_size, "share": share, "asked": asked}
+                text = json.dumps({"sweep": self._fingerprint, **sizes}, indent=2)
+                atomic_write(self.path / HEADER, lambda temporary: temporary.write_text(text))
+                self.chunk_size, self.share, self.asked = chunk_size, share, asked
+            elif self.chunk_size != chunk_size:
+                raise RunFolderError(
+                    f"Checkpoint folder {self.path} has chunks of {self.chunk_size} rows, not {chunk_size}."
+                )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs from writing here; the lock ends with the process, in whatever way.
+
+        Raises:
+            RunFolderError: naming the process that writes here.
+        """
+        if not os.access(self.path, os.W_OK):
+            # Finished chunks can be read without a lock, and none can be written.
+            yield
+            return
+        file = self.path / LOCK
+        while True:
+            descriptor = take_lock(self.path)
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                    break
+            # Its owner removed the file while we were waiting for it.
+            os.close(descriptor)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink()
+            os.close(descriptor)
+
+    def leave_token(self) -> str:
+        """Leave a file of a random name, by which another process recognises that this folder is also its own."""
+        token = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        atomic_write(self.path / token, lambda temporary: temporary.write_text(""))
+        return token
+
+    def sees(self, token: str, timeout_s: float = 2.0) -> bool:
+        """Whether a token lies here."""
+        return self._appears(self.path / token, timeout_s)
+
+    def take_back(self, token: str) -> None:
+        """Remove a token."""
+        (self.path / token).unlink(missing_ok=True)
+
+    @staticmethod
+    def _appears(file: Path, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
+        while not file.exists():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+            # Listing a folder makes a network file system look again.
+            with contextlib.suppress(OSError):
+                os.listdir(file.parent)
+        return True
 
     def has(self, index: int) -> bool:
         """Whether the chunk is finished."""
@@ -99,13 +189,20 @@ class PartStore:
 
         atomic_write(self._file(index), write)
 
-    def load(self, index: int, structure: Any) -> Any:
+    def load(self, index: int, structure: Any, *, wait: bool = False) -> Any:
         """Read one chunk back into the pytree of which `structure` gives shapes and dtypes.
+
+        Args:
+            index: which chunk.
+            structure: shapes and dtypes.
+            wait: whether another process wrote the file, so that it may take a while to appear here.
 
         Raises:
             RunFolderError: if the file is damaged or its arrays have other shapes or dtypes.
         """
         file = self._file(index)
+        if wait:
+            self._appears(file, _APPEARS_S)
         expected, treedef = jax.tree.flatten(structure)
         try:
             # Opened here, because NumPy leaves a file that it opened itself open when it turns out to be damaged.

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
-from jax.sharding import Mesh
 
+from nctheory import distributed
 from nctheory._errors import ArgumentError
 from nctheory.simulator._parts import PartStore
 
@@ -60,9 +60,9 @@ class Rows:
         sources = iter(shared), iter(varying)
         return jax.tree.unflatten(self.treedef, [next(sources[varies]) for varies in self.is_varying])
 
-    def batch(self, start: int, size: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Seeds and varying leaves of rows start..start+size-1; past the end the last row is repeated."""
-        index = np.minimum(np.arange(start, start + size), self.count - 1)
+    def batch(self, index: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Seeds and varying leaves of these rows; instead of rows past the end comes the last one."""
+        index = np.minimum(index, self.count - 1)
         condition, seed = np.divmod(index, len(self.seeds))
         return self.seeds[seed], tuple(leaf[condition] for leaf in self.varying)
 
@@ -83,7 +83,7 @@ class Program:
             return train(rows.config(shared, varying), jax.random.key(seed))
 
         began = time.perf_counter()
-        seeds, varying = rows.batch(0, 1)
+        seeds, varying = rows.batch(np.arange(1))
         jaxpr, structure = jax.make_jaxpr(row, return_shape=True)(seeds[0], rows.shared, tuple(v[0] for v in varying))
         name = f"{getattr(train, '__module__', '')}.{getattr(train, '__qualname__', repr(type(train)))}"
         return cls(name, rows, jaxpr, structure, time.perf_counter() - began)
@@ -121,6 +121,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_workers() -> int:
+    """Compiled calls that this process should run side by side: its part of the cores that it may use."""
+    return max(1, num_cores() // distributed.processes_on_these_cores())
+
+
 def largest_divisor(number: int, at_most: int) -> int:
     """Largest divisor of a number up to a bound."""
     return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
@@ -144,10 +149,15 @@ def waits_for_threads(compiled: Any) -> bool:
     return False
 
 
-def auto_chunk_size(program: Program, mesh: Mesh | None) -> int:
+def auto_chunk_size(program: Program, num_shares: int, num_chunks: int = 1) -> int:
     """Rows whose working sets fit: on a CPU into the cache of every core, elsewhere into the devices' memory.
 
     A core's share is a power of two, at least 2, as one row alone ran slower; few rows are split evenly.
+
+    Args:
+        program: one row.
+        num_shares: shares of a chunk that run side by side, one on each core or device.
+        num_chunks: chunks that run side by side, one in each process.
     """
     row_bytes = max(_largest_intermediates(program.jaxpr.jaxpr, count=4), 1)
     if jax.default_backend() == "cpu":
@@ -156,8 +166,7 @@ def auto_chunk_size(program: Program, mesh: Mesh | None) -> int:
         stats = jax.local_devices()[0].memory_stats() or {}
         budget, smallest = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)), 1
     share = max(smallest, 1 << max(int(budget // row_bytes).bit_length() - 1, 0))
-    num_shares = num_cores() if mesh is None else mesh.size
-    return min(share, -(-program.rows.count // num_shares)) * num_shares
+    return min(share, -(-program.rows.count // (num_shares * num_chunks))) * num_shares
 
 
 def _largest_intermediates(jaxpr, count: int) -> int:

@@ -1,32 +1,30 @@
 """Sweeps over conditions and seeds: compiled once, run in chunks, resumable, failures recorded."""
 
-import dataclasses
+import hashlib
+import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
 
-from nctheory import _checks
+from nctheory import _checks, distributed
 from nctheory._errors import ArgumentError
-from nctheory.simulator import _program
+from nctheory.simulator import _program, _together
+from nctheory.simulator._grid import Grid as Grid
+from nctheory.simulator._grid import as_grid
+from nctheory.simulator._grid import grid as grid
 from nctheory.simulator._parts import PartStore
-
-# On a CPU, a batch of LAPACK calls (and a Fourier transform) is spread over the threads that also run programs, and one
-# of these threads waits for it. Two programs with such batches can wait for each other for ever (JAX 0.10.2), so they
-# take turns, also between sweeps; programs without them run side by side.
-_ONE_WAITING_PROGRAM_AT_A_TIME = threading.Lock()
+from nctheory.simulator._shares import ShareRunner, default_mesh, spans_processes
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,11 @@ class SweepResult:
             `train` reports none. Rows that are not finite keep their place and their NaN: never average them silently.
         chunk_size: rows that ran, and were stored, together.
         num_workers: compiled calls, on equal shares of a chunk, that ran side by side.
-        compile_seconds: wall time of tracing and compiling, once for the sweep; 0 when every chunk was read back.
-        run_seconds: wall time of running, without compilation.
+        compile_seconds: wall time of tracing and compiling, once for the sweep; 0 when every chunk was read back. Of
+            several processes, that of process 0.
+        run_seconds: wall time of running, without compilation; of several processes, that of process 0.
         num_resumed: rows read back from the checkpoint instead of being run.
+        process_seconds: wall time that each process spent on its own chunks.
     """
 
     history: Any
@@ -55,50 +55,12 @@ class SweepResult:
     compile_seconds: float
     run_seconds: float
     num_resumed: int
+    process_seconds: tuple[float, ...]
 
     @property
     def num_nonfinite(self) -> Int[np.ndarray, " C"]:
         """Number of seeds of each condition that became non-finite."""
         return (~self.finite).sum(axis=1)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Conditions of a sweep: configurations and, for each, the fields that were varied.
-
-    Attributes:
-        configs: one configuration a condition.
-        conditions: the varied fields, by dotted name.
-    """
-
-    configs: tuple[Any, ...]
-    conditions: tuple[Mapping[str, Any], ...]
-
-
-def grid(config: Any, **axes: Sequence[Any]) -> Grid:
-    """Cartesian product over fields of a configuration; the last axis varies fastest.
-
-    Args:
-        config: the configuration that holds everything else.
-        axes: values by field name; `__` reaches into nested fields, `model__init_std=[0.1, 1.0]`.
-
-    Returns:
-        The grid. Without axes, its one condition is `config` itself.
-
-    Raises:
-        ValueError: if a field does not exist or an axis has no values.
-    """
-    configs, conditions = [], []
-    for name, values in axes.items():
-        if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or not len(values):
-            raise ArgumentError(f"Argument `{name}` must list at least one value, but is {values!r}.")
-    for values in product(*axes.values()):
-        changed = config
-        for name, value in zip(axes, values, strict=True):
-            changed = _replace(changed, name.split("__"), value, name)
-        configs.append(changed)
-        conditions.append({name.replace("__", "."): value for name, value in zip(axes, values, strict=True)})
-    return Grid(tuple(configs), tuple(conditions))
 
 
 def sweep(
@@ -119,6 +81,10 @@ def sweep(
     seed 3 of any other sweep with the same chunk size on the same machine bitwise. On a CPU every core that this
     process may use takes an equal share of each chunk.
 
+    After `distributed.initialize`, all processes must call this with the same arguments, in the same order. Each runs
+    its part of the chunks on its own cores or devices, and all return all rows. If they all see the checkpoint folder
+    the chunks meet there; if not, they are exchanged, and the folder of process 0 receives them all.
+
     Args:
         train: pure function of (config, key) that returns a pytree of arrays.
         configs: one configuration, a sequence of them, or a `Grid`.
@@ -126,9 +92,11 @@ def sweep(
         chunk_size: rows that run, and are stored, together. "auto" fits every core's share into its cache, or the chunk
             into half of the accelerator's memory, as estimated from the traced program. Of a given size, as many cores
             take a share as divide it evenly.
-        mesh: devices to shard the rows of a chunk over; the chunk size is rounded up to a multiple of their number.
+        mesh: devices to shard rows over, those of this process or those of all; the size of new chunks is rounded up to
+            a multiple of their number. By default all accelerators of this process.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
-            read back instead of being run, with their chunk size; a folder of another sweep is refused.
+            read back instead of being run, and the others run in shares of the same size, on however many cores,
+            devices or processes; a folder of another sweep is refused.
         progress: whether to show a progress bar.
         description: text before the progress bar.
 
@@ -137,7 +105,9 @@ def sweep(
 
     Raises:
         ValueError: on bad seeds or chunk size, or when conditions differ in a static field or a shape.
-        RunFolderError: if `checkpoint` belongs to another sweep or holds a damaged file.
+        RunFolderError: if `checkpoint` belongs to another sweep, is being written by another run, or holds a damaged
+            file.
+        DistributedError: if another process ends before the sweep does, or process 0 does not come to it.
     """
     ready = prepare(train, configs, seeds, chunk_size=chunk_size, mesh=mesh, checkpoint=checkpoint)
     return ready.run(progress=progress, description=description)
@@ -161,9 +131,11 @@ def prepare(
         chunk_size: rows that run, and are stored, together. "auto" fits every core's share into its cache, or the chunk
             into half of the accelerator's memory, as estimated from the traced program. Of a given size, as many cores
             take a share as divide it evenly.
-        mesh: devices to shard the rows of a chunk over; the chunk size is rounded up to a multiple of their number.
+        mesh: devices to shard rows over, those of this process or those of all; the size of new chunks is rounded up to
+            a multiple of their number. By default all accelerators of this process.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
-            read back instead of being run, with their chunk size; a folder of another sweep is refused.
+            read back instead of being run, and the others run in shares of the same size, on however many cores,
+            devices or processes; a folder of another sweep is refused.
 
     Returns:
         The compiled sweep. If `checkpoint` holds every chunk, nothing was compiled.
@@ -172,24 +144,46 @@ def prepare(
         ValueError: on bad seeds or chunk size, or when conditions differ in a static field or a shape.
         RunFolderError: if `checkpoint` belongs to another sweep or holds a damaged header.
     """
-    conditions = configs if isinstance(configs, Grid) else _as_grid(configs)
+    conditions = configs if isinstance(configs, Grid) else as_grid(configs)
     seed_list = _check_seeds(seeds)
     rows = _program.Rows.from_configs(conditions.configs, seed_list)
-    if chunk_size != "auto":
-        _checks.integer("chunk_size", chunk_size, minimum=1)
+    asked = None if chunk_size == "auto" else _checks.integer("chunk_size", chunk_size, minimum=1)
+    mesh = default_mesh() if mesh is None else mesh
+    spans_processes(mesh)
     program = _program.Program.trace(train, rows)
-    store = None if checkpoint is None else PartStore.open(Path(checkpoint), program.fingerprint())
-    if chunk_size != "auto":
-        chunk_size = min(chunk_size, rows.count)
-    elif store is not None and store.chunk_size is not None:
-        chunk_size = store.chunk_size
-    else:
-        chunk_size = _program.auto_chunk_size(program, mesh)
+    fingerprint = program.fingerprint()
+    store, folder = None, None if checkpoint is None else Path(checkpoint)
+
+    def decide() -> _together.Split:
+        nonlocal store
+        store = None if folder is None else PartStore.open(folder, fingerprint)
+        chunk, share = _sizes(program, asked, mesh, store)
+        if store is not None:
+            store.begin(chunk, share, asked)
+        return _together.Split(chunk, share, tuple(_missing(rows.count, chunk, store)))
+
+    # Several sweeps can be prepared at a time, in an order that differs between processes: each needs a name.
+    name = f"sweep {hashlib.sha256(str(sorted(fingerprint.items())).encode()).hexdigest()[:16]}"
+    split = _together.agree_on_split(name, decide)
+    if folder is not None and store is None:
+        store = PartStore(folder, fingerprint, split.chunk_size, split.share)
+    return PreparedSweep(name, conditions.conditions, seed_list, program, split, mesh, store)
+
+
+def _sizes(program: _program.Program, asked: int | None, mesh: Mesh | None, store: PartStore | None) -> tuple[int, int]:
+    """Rows of a chunk and of a share: those of the stored chunks, or new ones."""
+    if store is not None and store.chunk_size is not None and asked in (None, store.asked, store.chunk_size):
+        return store.chunk_size, store.share or store.chunk_size
     num_devices = 1 if mesh is None else mesh.size
-    chunk_size = -(-chunk_size // num_devices) * num_devices
-    if store is not None:
-        store.begin(chunk_size)
-    return PreparedSweep(conditions.conditions, seed_list, program, chunk_size, mesh, store)
+    cores = _program.num_cores() if mesh is None else num_devices
+    num_dealt = 1 if spans_processes(mesh) else distributed.process_count()
+    chunk = _program.auto_chunk_size(program, cores, num_dealt) if asked is None else min(asked, program.rows.count)
+    chunk = -(-chunk // num_devices) * num_devices
+    return chunk, chunk // (_program.largest_divisor(chunk, cores) if mesh is None else num_devices)
+
+
+def _missing(num_rows: int, chunk_size: int, store: PartStore | None) -> list[int]:
+    return [i for i in range(-(-num_rows // chunk_size)) if store is None or not store.has(i)]
 
 
 class PreparedSweep:
@@ -205,49 +199,57 @@ class PreparedSweep:
 
     def __init__(
         self,
+        name: str,
         conditions: tuple[Mapping[str, Any], ...],
         seeds: np.ndarray,
         program: _program.Program,
-        chunk_size: int,
+        split: _together.Split,
         mesh: Mesh | None,
         store: PartStore | None,
     ):
-        self.conditions, self.seeds, self.chunk_size = conditions, seeds, chunk_size
-        self.num_workers = 1 if mesh is not None else _program.largest_divisor(chunk_size, _program.num_cores())
-        self._program, self._rows, self._mesh, self._store = program, program.rows, mesh, store
-        self._starts = range(0, self._rows.count, chunk_size)
+        self.conditions, self.seeds, self.chunk_size = conditions, seeds, split.chunk_size
+        num_shares = split.chunk_size // split.share
+        self.num_workers = 1 if mesh is not None else min(_program.num_workers(), num_shares)
+        self._name, self._program, self._rows, self._store = name, program, program.rows, store
+        self._share, self._mesh = split.share, mesh
+        self._is_dealt = distributed.process_count() > 1 and not spans_processes(mesh)
         self._wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-        self.compile_seconds = 0.0
-        self._compiled = self._compile() if self._missing() else None
+        self.compile_seconds = self._own_seconds = 0.0
+        self._runner = self._compile() if self._own(split.missing) else None
 
     def run(self, *, progress: bool = True, description: str | None = None) -> SweepResult:
         """Run the chunks that the checkpoint does not hold, read back the others.
 
         Args:
-            progress: whether to show a progress bar.
+            progress: whether to show a progress bar; only process 0 shows one.
             description: text before the progress bar.
 
         Returns:
             All rows, those that became non-finite marked as such.
 
         Raises:
-            RunFolderError: if the checkpoint holds a damaged file.
+            RunFolderError: if the checkpoint holds a damaged file or is being written by another run.
+            DistributedError: if another process ends before the sweep does.
         """
-        missing = self._missing()
-        parts = {i: self._load(i) for i in range(len(self._starts)) if i not in set(missing)}
-        resumed = sum(self._num_rows(i) for i in parts)
-        began = time.perf_counter()
-        if missing:
-            with tqdm(
-                total=self._rows.count, initial=resumed, unit="seed", disable=not progress, desc=description
-            ) as bar:
-                for i, part in self._run_chunks(missing):
+        store = self._store
+        with store.lock() if store is not None and distributed.is_main() else nullcontext():
+            missing = _together.agree_on_missing(f"{self._name}, chunks", self._missing())
+            is_shared = _together.is_shared(f"{self._name}, folder", store)
+            parts = dict(self._stored(missing, is_shared))
+            resumed = sum(self._num_rows(i) for i in parts)
+            began = time.perf_counter()
+            hidden = not progress or not missing or not distributed.is_main()
+            with tqdm(total=self._rows.count, initial=resumed, unit="seed", disable=hidden, desc=description) as bar:
+                for i, part in self._finish(missing, is_shared):
                     parts[i] = part
                     bar.update(self._num_rows(i))
+            seconds = time.perf_counter() - began if missing else 0.0
+        told = {"compile": self.compile_seconds, "run": seconds, "own": self._own_seconds, "workers": self.num_workers}
+        times = [json.loads(each) for each in distributed.exchange(f"{self._name}, times", json.dumps(told))]
         shape = (len(self.conditions), len(self.seeds))
         history = jax.tree.map(
             lambda *leaves: np.concatenate(leaves)[: self._rows.count].reshape(*shape, *leaves[0].shape[1:]),
-            *(parts[i] for i in range(len(self._starts))),
+            *(parts[i] for i in sorted(parts)),
         )
         return SweepResult(
             history=history,
@@ -255,78 +257,96 @@ class PreparedSweep:
             seeds=self.seeds,
             finite=_finite_rows(history, shape),
             chunk_size=self.chunk_size,
-            num_workers=self.num_workers,
-            compile_seconds=self.compile_seconds,
-            run_seconds=time.perf_counter() - began if missing else 0.0,
+            num_workers=times[0]["workers"],
+            compile_seconds=times[0]["compile"],
+            run_seconds=times[0]["run"],
             num_resumed=resumed,
+            process_seconds=tuple(each["own"] for each in times),
         )
 
     def _missing(self) -> list[int]:
-        return [i for i in range(len(self._starts)) if self._store is None or not self._store.has(i)]
+        return _missing(self._rows.count, self.chunk_size, self._store)
+
+    def _own(self, missing: Sequence[int]) -> list[int]:
+        """The chunks that this process runs: dealt out, or all of them if each is spread over all processes."""
+        if not self._is_dealt:
+            return list(missing)
+        return list(missing[distributed.process_index() :: distributed.process_count()])
 
     def _num_rows(self, chunk: int) -> int:
-        return min(self.chunk_size, self._rows.count - self._starts[chunk])
+        return min(self.chunk_size, self._rows.count - chunk * self.chunk_size)
 
-    def _load(self, chunk: int) -> Any:
-        assert self._store is not None
-
+    @property
+    def _structure(self) -> Any:
         def of_chunk(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((self.chunk_size, *leaf.shape), leaf.dtype)
 
-        return self._store.load(chunk, jax.tree.map(of_chunk, self._program.structure))
+        return jax.tree.map(of_chunk, self._program.structure)
 
-    def _run_chunks(self, chunks: list[int]) -> Iterator[tuple[int, Any]]:
-        """Run chunks one after the other, the shares of each side by side, and store them."""
-        if self._compiled is None:
-            self._compiled = self._compile()
-        compiled, share = self._compiled, self.chunk_size // self.num_workers
-        turn = _ONE_WAITING_PROGRAM_AT_A_TIME if _program.waits_for_threads(compiled) else nullcontext()
+    def _stored(self, missing: Sequence[int], is_shared: bool) -> Iterator[tuple[int, Any]]:
+        """Chunks of the checkpoint; one that only process 0 sees is sent to the others."""
+        for i in sorted(set(range(-(-self._rows.count // self.chunk_size))) - set(missing)):
+            can_read = self._store is not None and (is_shared or distributed.is_main())
+            part = self._store.load(i, self._structure, wait=True) if can_read and self._store is not None else None
+            yield i, part if is_shared else _together.exchange_parts(part, self._structure)[0]
 
-        def run_share(start: int) -> Any:
-            # Which precision is on is a matter of the thread.
-            with turn, jax.enable_x64(self._wide):
-                return jax.tree.map(np.asarray, compiled(*self._inputs(start, share)))
-
-        with ThreadPoolExecutor(self.num_workers) as workers:
-            for i in chunks:
-                first = self._starts[i]
-                shares = workers.map(run_share, range(first, first + self.chunk_size, share))
-                part = jax.tree.map(lambda *leaves: np.concatenate(leaves), *shares)
-                if self._store is not None:
+    def _finish(self, missing: Sequence[int], is_shared: bool) -> Iterator[tuple[int, Any]]:
+        """Run the missing chunks, store them, and yield all of them on every process."""
+        self._own_seconds = 0.0
+        own = self._run_chunks(self._own(missing))
+        if not self._is_dealt:
+            for i, part in own:
+                if self._store is not None and distributed.is_main():
                     self._store.save(i, part)
                 yield i, part
+        elif is_shared and self._store is not None:
+            done = set()
+            for i, part in own:
+                self._store.save(i, part)
+                done.add(i)
+                yield i, part
+            distributed.barrier(f"{self._name}, stored")
+            for i in sorted(set(missing) - done):
+                yield i, self._store.load(i, self._structure, wait=True)
+        else:
+            yield from self._exchange(missing, own)
 
-    def _inputs(self, start: int, size: int):
-        seeds, varying = self._rows.batch(start, size)
-        batched, shared = (seeds, varying), self._rows.shared
-        if self._mesh is not None:
-            batched = jax.device_put(batched, NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names)))
-            shared = jax.device_put(shared, NamedSharding(self._mesh, PartitionSpec()))
-        return batched[0], shared, batched[1]
+    def _exchange(self, missing: Sequence[int], own: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Chunks of all processes where no folder is shared; process 0 stores them, if it has one."""
+        if self._store is None:
+            # Nothing can be saved, so that nobody need wait for the others before the end.
+            own = iter(list(own))
+        count = distributed.process_count()
+        for first in range(0, len(missing), count):
+            group = missing[first : first + count]
+            _, part = next(own, (None, None))
+            for i, each in zip(group, _together.exchange_parts(part, self._structure), strict=False):
+                if self._store is not None and distributed.is_main():
+                    self._store.save(i, each)
+                yield i, each
 
-    def _compile(self):
+    def _run_chunks(self, chunks: list[int]) -> Iterator[tuple[int, Any]]:
+        """Run chunks one after the other, the shares of each side by side."""
+        if not chunks:
+            return
+        if self._runner is None:
+            self._runner = self._compile()
         began = time.perf_counter()
-        inputs = self._inputs(0, self.chunk_size // self.num_workers)
+        first_rows = [i * self.chunk_size + j for i in chunks for j in range(0, self.chunk_size, self._share)]
+        shares = self._runner.run(first_rows, self.num_workers)
+        for i in chunks:
+            distributed.check_peers()
+            leaves = islice(shares, self.chunk_size // self._share)
+            part = jax.tree.map(lambda *each: np.concatenate(each), *leaves)
+            self._own_seconds += time.perf_counter() - began
+            yield i, part
+            began = time.perf_counter()
+
+    def _compile(self) -> ShareRunner:
         with jax.enable_x64(self._wide):
-            compiled = jax.jit(self._program.batched()).lower(*inputs).compile()
-        self.compile_seconds = self._program.trace_seconds + time.perf_counter() - began
-        return compiled
-
-
-def _as_grid(configs: Any) -> Grid:
-    if isinstance(configs, list | tuple):
-        if not configs:
-            raise ArgumentError("Argument `configs` must hold at least one configuration, but is empty.")
-        return Grid(tuple(configs), tuple({"condition": i} for i in range(len(configs))))
-    return Grid((configs,), ({},))
-
-
-def _replace(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
-    fields = list(getattr(config, "__dataclass_fields__", ()))
-    if path[0] not in fields:
-        raise ArgumentError(f"Argument `{name}` must name a field of {type(config).__name__}, one of {fields}.")
-    new = value if len(path) == 1 else _replace(getattr(config, path[0]), path[1:], value, name)
-    return dataclasses.replace(config, **{path[0]: new})
+            runner = ShareRunner(self._program, self._share, self._mesh)
+        self.compile_seconds = runner.compile_seconds
+        return runner
 
 
 def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:

@@ -1,0 +1,324 @@
+"""Several processes that compute one thing: start them, tell them apart, let them wait for each other.
+
+Everything works in a single process too, without any start. JAX is imported only once it is needed.
+"""
+
+import atexit
+import contextlib
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nctheory._errors import ArgumentError
+from nctheory._rendezvous import DistributedError, Peers, meet
+
+__all__ = [
+    "DistributedError",
+    "barrier",
+    "check_peers",
+    "exchange",
+    "initialize",
+    "is_main",
+    "process_count",
+    "process_index",
+    "processes_on_these_cores",
+    "share",
+]
+
+_POLL_MS = 500
+
+
+@dataclass
+class _Run:
+    """The run that this process belongs to."""
+
+    index: int
+    count: int
+    peers: Peers | None
+
+
+_run: _Run | None = None
+_turns: Counter[str] = Counter()
+_turns_lock = threading.Lock()
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout_s: float = 60,
+) -> None:
+    """Join the processes of one run. Call it in every process, before the first JAX computation.
+
+    Without arguments, what JAX detects counts: SLURM, Open MPI, Kubernetes or a TPU pod. All processes meet at the
+    coordinator's port first, so that every mistake becomes an exception in every process; then JAX's own service
+    listens there. From then on a process that dies ends the others: where they wait for it they raise
+    `DistributedError` at once, and 20 s later, if they are stuck inside an operation, they end with exit code 3. On a
+    CPU, collective operations use gloo.
+
+    Example:
+        >>> from nctheory import distributed
+        >>> distributed.initialize("10.0.0.1:1234", num_processes=2, process_id=0)  # doctest: +SKIP
+
+    Args:
+        coordinator: HOST:PORT of process 0, with a port that is free there.
+        num_processes: number of processes.
+        process_id: which of them this is, in 0..num_processes-1.
+        timeout_s: how long to wait for the others, in seconds.
+
+    Raises:
+        ValueError: if only some of the three arguments are given, or one is impossible.
+        DistributedError: if a process does not come in time, the processes contradict each other, no cluster is
+            detected, or this process has started already.
+    """
+    global _run
+    import jax
+
+    check_arguments(coordinator, num_processes, process_id)
+    if not timeout_s > 0:
+        raise ArgumentError(f"Argument `timeout_s` must be > 0, but is {timeout_s!r}.")
+    if _run is not None or jax.distributed.is_initialized():
+        raise DistributedError("This process has joined a run already.")
+    local_devices = None
+    if coordinator is None:
+        coordinator, num_processes, process_id, local_devices = _detect(timeout_s)
+    assert num_processes is not None
+    assert process_id is not None
+    host, _, port = coordinator.rpartition(":")
+    peers = meet(host.strip("[]"), int(port), num_processes, process_id, timeout_s)
+    # JAX's own handling: SIGTERM would be noted and ignored, and the death of a peer would abort this process, with a
+    # dump of the stack, where `peers` lets it end in order.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_recoverability", True)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            local_device_ids=local_devices,
+            initialization_timeout=max(int(timeout_s), 10),
+            heartbeat_timeout_seconds=60,
+            shutdown_timeout_seconds=10,
+        )
+    except RuntimeError as error:
+        raise DistributedError(f"JAX could not join the run: {error}") from error
+    _run = _Run(process_id, num_processes, peers)
+    atexit.register(_leave)
+
+
+def check_arguments(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Check what `initialize` is given, without starting anything.
+
+    Raises:
+        ValueError: if only some of the three are given, or one is impossible.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    absent = [name for name, value in given.items() if value is None]
+    if len(absent) == 3:
+        return
+    if absent:
+        present = [name for name in given if name not in absent]
+        raise ArgumentError(
+            f"Argument `{absent[0]}` must be given when `{present[0]}` is: all of {', '.join(given)}, or none of them."
+        )
+    host, _, port = str(coordinator).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ArgumentError(f"Argument `coordinator` must be HOST:PORT, but is {coordinator!r}.")
+    for name, value, minimum in (("num_processes", num_processes, 1), ("process_id", process_id, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ArgumentError(f"Argument `{name}` must be an integer >= {minimum}, but is {value!r}.")
+    assert num_processes is not None
+    assert process_id is not None
+    if process_id >= num_processes:
+        raise ArgumentError(f"Argument `process_id` must lie in 0..{num_processes - 1}, but is {process_id}.")
+
+
+def _detect(timeout_s: float) -> tuple[str, int, int, Any]:
+    """Coordinator, number of processes, process and its devices, as the cluster tells JAX."""
+    from jax._src.clusters import ClusterEnv
+
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout_s))
+    coordinator, num_processes, process_id, local_devices = found
+    if coordinator is None or num_processes is None or process_id is None:
+        raise DistributedError(
+            "No cluster was detected (SLURM, Open MPI, Kubernetes, TPU pod): give the coordinator, the number of "
+            "processes and the process id."
+        )
+    return coordinator, num_processes, process_id, local_devices
+
+
+def _leave() -> None:
+    """At the end of the process, before JAX's service ends."""
+    if _run is not None and _run.peers is not None:
+        # Set when an exception ended the program.
+        _run.peers.leave(failed=getattr(sys, "last_value", None) is not None)
+
+
+def abandon() -> None:
+    """Tell the other processes that this one cannot go on, and give them a moment to end; nothing in a lone process."""
+    if _run is not None and _run.peers is not None:
+        _run.peers.leave(failed=True, patience_s=5)
+
+
+def _current() -> _Run | None:
+    """The run of this process, also of one that called `jax.distributed.initialize` itself."""
+    if _run is None and "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized():
+            return _Run(jax.process_index(), jax.process_count(), None)
+    return _run
+
+
+def process_count() -> int:
+    """Number of processes of this run; 1 without a start."""
+    run = _current()
+    return 1 if run is None else run.count
+
+
+def process_index() -> int:
+    """Which process this is, from 0."""
+    run = _current()
+    return 0 if run is None else run.index
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes and prints."""
+    return process_index() == 0
+
+
+def processes_on_these_cores() -> int:
+    """Number of processes of this run that may use the same cores of the same machine, this one included."""
+    run = _current()
+    return 1 if run is None or run.peers is None else run.peers.num_on_these_cores
+
+
+def check_peers() -> None:
+    """Do nothing while all processes of this run live.
+
+    Raises:
+        DistributedError: naming a process that ended before its work was done.
+    """
+    run = _current()
+    if run is not None and run.peers is not None:
+        run.peers.check()
+
+
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """Around operations of all devices: when they fail because a process died, say so.
+
+    Raises:
+        DistributedError: naming the process, instead of whatever the operation raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The operation may fail a moment before the end of the process is known.
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            try:
+                check_peers()
+            except DistributedError as lost:
+                raise lost from error
+            time.sleep(0.05)
+        raise
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here.
+
+    Args:
+        name: what is waited for; every process must use the same names, each as often as the others.
+
+    Raises:
+        DistributedError: if a process ends without coming here.
+    """
+    exchange(name, "")
+
+
+def share(name: str, text: str | None = None, *, timeout_s: float | None = None) -> str:
+    """The text of process 0, on every process; also in several threads at a time, if names differ.
+
+    Args:
+        name: what the text is; every process must use the same names, each as often as the others.
+        text: the text on process 0; what the others pass is ignored.
+        timeout_s: how long to wait for process 0, in seconds; None for as long as it lives.
+
+    Returns:
+        The text of process 0.
+
+    Raises:
+        DistributedError: if process 0 ends, or does not share in time.
+    """
+    run = _current()
+    if run is None or run.count == 1:
+        return text or ""
+    key = _key(name)
+    if run.index == 0:
+        _client().key_value_set(key, text or "")
+        return text or ""
+    return _wait_for(run, key, name, 0, timeout_s)
+
+
+def exchange(name: str, text: str) -> tuple[str, ...]:
+    """The texts of all processes, on every process.
+
+    Args:
+        name: what the texts are; every process must use the same names, each as often as the others.
+        text: the text of this process.
+
+    Returns:
+        One text a process.
+
+    Raises:
+        DistributedError: if a process ends without giving its text.
+    """
+    run = _current()
+    if run is None or run.count == 1:
+        return (text,)
+    key = _key(name)
+    _client().key_value_set(f"{key}/{run.index}", text)
+    return tuple(_wait_for(run, f"{key}/{i}", name, i, None) for i in range(run.count))
+
+
+def _key(name: str) -> str:
+    """A name of its own for every use of a name."""
+    with _turns_lock:
+        _turns[name] += 1
+        return f"nctheory/{name}/{_turns[name]}"
+
+
+def _client() -> Any:
+    # JAX has no public door to the key-value store of its service.
+    from jax._src.distributed import global_state
+
+    assert global_state.client is not None
+    return global_state.client
+
+
+def _wait_for(run: _Run, key: str, name: str, source: int, timeout_s: float | None) -> str:
+    began = time.monotonic()
+    while True:
+        # Looked at first: what a process gave before it left is still there.
+        left = run.peers is not None and run.peers.has_left(source)
+        try:
+            return _client().blocking_key_value_get(key, _POLL_MS)
+        except Exception as error:
+            check_peers()
+            if "DEADLINE_EXCEEDED" not in str(error):
+                time.sleep(1)
+                check_peers()
+                raise DistributedError(f"Process {run.index} lost the others while it waited for {name!r}.") from error
+            if left:
+                raise DistributedError(f"Process {source} ended without {name!r}.") from error
+            if timeout_s is not None and time.monotonic() - began > timeout_s:
+                raise DistributedError(
+                    f"Process {run.index} waited {timeout_s:g} s for {name!r} of process {source}; "
+                    "do all processes run the same program?"
+                ) from error
