@@ -190,7 +190,10 @@ def _draw_ends(axes: "Axes", hidden: "xr.Dataset") -> None:
         _line(axes, layers, r.isel(epoch=0), log=True, color=color, linestyle=":", label=f"{split}, untrained")
         _line(axes, layers, r.isel(epoch=-1), log=True, color=color, marker="o", label=f"{split}, trained")
     axes.set(yscale="log", xlabel="hidden layer", ylabel=r"$r_l = \mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$")
-    axes.legend(loc="best")
+    low, high = axes.get_ylim()
+    # Room for the legend above all curves.
+    axes.set_ylim(low, high * (high / low) ** 0.35)
+    axes.legend(loc="upper center", ncols=2)
     _title(axes, "(c) layers at both ends of training")
 
 
