@@ -78,7 +78,7 @@ def test_a_killed_process_ends_the_others_and_the_rest_is_finished_alone(tmp_pat
     assert ours or (dying == 0 and "another task died" in survivor.err)
     assert survivor.seconds < 60
     stored = len(list((tmp_path / "parts").glob("*.npz")))
-    assert 2 <= stored <= 5
+    assert 1 <= stored <= 5
     result = processes.lone(checkpoint=tmp_path / "parts")
     assert 0 < result.num_resumed < 21
     assert_identical(result.history, alone.history)
