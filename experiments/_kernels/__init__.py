@@ -1,0 +1,1 @@
+"""Parts of the experiment on kernel limits: data with their limits, measurement, record and claims."""

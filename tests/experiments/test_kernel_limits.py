@@ -1,0 +1,308 @@
+"""The experiment on kernel limits: exponents over seeds, wrong kernels, measurement, files of a smoke run, verdicts."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import kernel_limits
+import numpy as np
+import pytest
+import xarray as xr
+from _kernels import claims, limits, measuring, record, slopes
+
+from nctheory._errors import ArgumentError
+from nctheory.claims import mean_interval
+from nctheory.simulator.ntk_mlp import LazyConfig, NtkMLPSpec, descend_lazily
+from nctheory.theory.network_kernels import kernel_layers
+from tests.experiments.conftest import assert_refused, run_script
+
+SCRIPT = "experiments/kernel_limits.py"
+WIDTHS = np.array([64, 128, 256, 512])
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One smoke run that the tests of this file share."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, run_script(SCRIPT, "--smoke", "--quiet", "--out", out)
+
+
+def test_slopes_of_exact_power_laws():
+    noise = np.random.default_rng(0).normal(size=(1, 200_000))
+    law = 3.0 / WIDTHS[:, None] ** 1.5 * np.ones((4, 5))
+    assert slopes.mean_slope(law, WIDTHS) == pytest.approx(-1.5)
+    # The sign of a bias does not matter, and leading axes are averaged.
+    assert slopes.mean_slope(np.stack([-law, law**2]), WIDTHS) == pytest.approx(-2.25)
+    assert slopes.variance_slope(noise / WIDTHS[:, None], WIDTHS) == pytest.approx(-2.0)
+
+
+def test_jackknife_of_a_mean_is_the_samples_and_of_a_log_covers_the_truth():
+    samples = np.random.default_rng(1).normal(size=9)
+    np.testing.assert_allclose(slopes.jackknife(lambda x: float(x.mean()), samples), samples)
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(80):
+        squares = rng.chisquare(3, size=(len(WIDTHS), 16)) / WIDTHS[:, None]
+        found = mean_interval(slopes.jackknife(lambda x: slopes.mean_slope(x, WIDTHS), squares))
+        hits += found.low <= -1 <= found.high
+    # Nominally 76; the standard deviation of a count of 80 at 95 % is 2.
+    assert hits >= 68
+
+
+def test_a_seed_that_failed_is_left_out_and_counted():
+    law = np.random.default_rng(3).chisquare(5, size=(4, 8)) / WIDTHS[:, None]
+    law[2, 5] = np.nan
+    found = slopes.jackknife(lambda x: slopes.mean_slope(x, WIDTHS), law)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [5]
+    np.testing.assert_allclose(
+        np.delete(found, 5), slopes.jackknife(lambda x: slopes.mean_slope(x, WIDTHS), np.delete(law, 5, axis=1))
+    )
+    assert np.isnan(slopes.jackknife(lambda x: slopes.mean_slope(x, WIDTHS), law[:, :2])).all()
+
+
+@pytest.mark.parametrize("name", ["mixture", "digits"])
+def test_problems_are_scaled_and_every_prefix_is_balanced(name):
+    problem = limits.PROBLEMS[name]()
+    assert np.mean(problem.inputs**2) == pytest.approx(1.0, abs=0.1)
+    np.testing.assert_array_equal(
+        problem.labels, problem.fine_labels // 2 if name == "mixture" else problem.fine_labels % 5
+    )
+    assert set(np.bincount(problem.fine_labels[: record.NUM_TRAIN])) == {record.NUM_TRAIN // problem.num_fine}
+    np.testing.assert_allclose(problem.targets.sum(axis=1), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+def test_the_wrong_derivative_kernel_is_wrong_and_depends_on_who_else_is_there(activation):
+    x = np.random.default_rng(4).normal(size=(6, 5))
+    options = {"depth": 2, "activation": activation, "weight_std": 1.4}
+    right = kernel_layers(x, **options)
+    few = kernel_layers(x[:3], **options)
+    wrong = limits.wrong_derivative_ntk(right, activation, 1.4)
+    assert np.abs(wrong - np.asarray(right.ntk[-1])).max() > 0.1
+    np.testing.assert_allclose(few.ntk[-1], right.ntk[-1][:3, :3], rtol=1e-4)
+    assert np.abs(limits.wrong_derivative_ntk(few, activation, 1.4) - wrong[:3, :3]).max() > 1e-2
+    # With one layer of derivatives left out of the error, the recursion is the right one: same first layer.
+    np.testing.assert_allclose(
+        limits.wrong_derivative_ntk(dataclasses.replace(right, nngp=right.nngp[:1]), activation, 1.4), right.ntk[0]
+    )
+
+
+@functools.cache
+def _small_limits():
+    problem = limits.mixture(4)
+    return problem, limits.predict(problem, "erf", depth=2, num_train=12, num_points=18, steps=(0, 3))
+
+
+def _measured(width, key, steps=(0, 3)):
+    problem, limit = _small_limits()
+    assert 0 < limit.learning_rate < 10
+    lazy = LazyConfig(
+        problem.inputs[:18],
+        problem.targets[:12],
+        NtkMLPSpec((width,) * 2, "erf", **limits.SCALES["erf"]),
+        limit.learning_rate,
+        steps,
+    )
+    distances = np.stack([[each.structure.class_distances for each in layers] for layers in limit.collapse])
+    config = measuring.MeasureConfig(
+        lazy,
+        problem.inputs,
+        problem.labels,
+        problem.fine_labels,
+        limit.features,
+        distances,
+        limit.ntk,
+        limit.response[:, : len(steps)],
+        problem.num_classes,
+        problem.num_fine,
+    )
+    return config, jax.jit(measuring.measure)(config, key)
+
+
+def test_measurement_of_one_network_by_hand(key):
+    config, found = _measured(40, key)
+    model = config.lazy.initial_model(key)
+    x = jnp.asarray(config.inputs, dtype=float)
+    for layer, h in enumerate(model.layer_features(x)):
+        kernel = np.float64(h) @ np.float64(h).T / 40
+        for predictor in (0, 1):
+            limit = config.features[predictor, layer]
+            truth = np.sum((kernel - limit) ** 2) / np.sum(limit**2)
+            assert float(found.initial.kernel_deviation[layer, predictor]) == pytest.approx(truth, rel=1e-3)
+    # Outputs of three steps by hand: the movement that the tangent kernel predicts from this network's own start.
+    assert found.output_deviation.shape == (3, 1)
+    history, _ = descend_lazily(config.lazy, key)
+    start, end = np.float64(history.outputs)
+    movement = config.response[:, 1] @ (config.lazy.targets - start[:12])
+    truth = np.sum((end - start - movement) ** 2, axis=(1, 2)) / np.sum(movement[0] ** 2)
+    np.testing.assert_allclose(found.output_deviation[:, 0], truth, rtol=1e-3)
+    assert bool(found.finite)
+    # Training moved the features and hardly the kernel.
+    assert 0 < float(found.ntk_change) < 1
+    assert (np.asarray(found.initial.nc1) != np.asarray(found.trained.nc1)).all()
+
+
+def test_networks_that_are_not_trained_leave_nan_and_count_as_finite(key):
+    _, found = _measured(10, key, steps=(0,))
+    assert bool(found.finite)
+    assert np.isnan(found.ntk_change)
+    assert np.isnan(np.asarray(found.trained.nc1)).all()
+    assert np.isfinite(np.asarray(found.initial.nc1)).all()
+
+
+def _made_up_record(**changes):
+    """A record that obeys the laws, with the exponents or limits given in `changes` in place of the right ones."""
+    rng = np.random.default_rng(5)
+    widths, seeds, layers = np.array([64, 128, 256, 512, 1024, 2048]), 16, 2
+    names = ["mixture-erf", "digits-relu"]
+    shape = (2, 6, seeds)
+    decay = {"deviation": 1.0, "bias": 1.0, "change": 2.0, "features": 1.0, "outputs": 1.0, "ntk": 1.0} | changes
+
+    def power(exponent, *tail):
+        chance = rng.chisquare(30, size=(*shape, *tail)) / 30
+        return chance * (64 / widths[:, None].reshape(6, 1, *(1,) * len(tail))) ** exponent / 10
+
+    run = ("condition", "width", "seed")
+    variables = {
+        "ntk_change": (run, power(decay["change"])),
+        "feature_change": ((*run, "layer"), power(decay["features"], layers)),
+    }
+
+    def with_wrong(right, count, *tail):
+        false = np.full((*shape, *tail, count - 1), 2.0) * rng.uniform(0.99, 1.01, size=(*shape, *tail, count - 1))
+        return np.concatenate([right[..., None], false], axis=-1)
+
+    for when in ("initial", "trained"):
+        for name in ("kernel", "distances"):
+            values = with_wrong(power(decay["deviation"], layers), 2, layers)
+            variables[f"{when}_{name}_deviation"] = ((*run, "layer", "feature_predictor"), values)
+        signs = rng.choice([-1.0, 1.0], size=(*shape, layers))
+        wave = signs * power(decay["deviation"], layers) ** 0.5
+        variables[f"{when}_within_between_ratio"] = ((*run, "layer"), 2 * (1 + 0.1 * wave))
+        variables[f"{when}_ratio"] = ((*run, "layer"), 0.6 * (1 + 0.1 * wave))
+        bias = (64 / widths.reshape(6, 1, 1)) ** decay["bias"] * 0.5
+        noise = 0.003 * rng.normal(size=(*shape, layers))
+        variables[f"{when}_nc1"] = ((*run, "layer"), changes.get("limit", 1.0) * 0.5 * (1 + bias * (1 + noise)))
+    for name, limit, raw in (("nc1", 0.5, 5.0), ("within_between_ratio", 2.0, 1.5), ("ratio", 0.6, 0.5)):
+        variables[f"limit_{name}"] = (("condition", "feature_predictor", "layer"), np.full((2, 2, layers), limit))
+        variables[f"raw_{name}"] = (("condition",), np.full(2, raw))
+    variables["ntk_deviation"] = ((*run, "ntk_predictor"), with_wrong(power(decay["ntk"]), 3))
+    outputs = with_wrong(power(decay["outputs"]), 3)[..., None]
+    variables["output_deviation"] = ((*run, "output_predictor", "step"), outputs)
+    coordinates = {
+        "condition": names,
+        "width": widths,
+        "seed": np.arange(seeds),
+        "layer": [1, 2],
+        "feature_predictor": list(limits.FEATURE_PREDICTORS),
+        "ntk_predictor": list(limits.NTK_PREDICTORS),
+        "output_predictor": list(limits.OUTPUT_PREDICTORS),
+        "step": [64],
+    }
+    return xr.Dataset(variables, coordinates, {"trained_width": 1024, "smoke": 0})
+
+
+def test_a_record_that_obeys_the_laws_passes_and_each_fault_fails_its_claims():
+    assert claims.judge(_made_up_record()).failures() == []
+    wrong = {
+        "deviation": (0.5, {"start/kernel", "start/distances", "start/trace-ratio", "start/q", "trained/kernel"}),
+        "bias": (0.5, {"start/nc1-bias", "trained/nc1-bias"}),
+        "ntk": (2.0, {"start/ntk"}),
+        "change": (1.0, {"lazy/ntk-change"}),
+        "outputs": (0.0, {"lazy/outputs"}),
+        "limit": (1.2, {"limit/nc1/mixture-erf", "limit/nc1/digits-relu"}),
+    }
+    for fault, (value, expected) in wrong.items():
+        verdicts = {row.id: row.verdict for row in claims.judge(_made_up_record(**{fault: value})).claims}
+        assert {name for name in expected if verdicts[name] != "refuted"} == set(), fault
+
+
+def test_a_claim_whose_control_passes_is_a_failure():
+    """Were features to move as little as the kernel, the exponent of the kernel would show nothing."""
+    failures = claims.judge(_made_up_record(features=2.0)).failures()
+    assert len(failures) == 1
+    assert failures[0].startswith("lazy/ntk-change/features: a control that must be refuted")
+
+
+def test_a_seed_that_became_undefined_is_never_dropped():
+    made = _made_up_record()
+    made["initial_nc1"][0, 2, 3, 1] = np.nan
+    rows = {row.id: row for row in claims.judge(made).claims}
+    assert rows["start/nc1-bias"].verdict == "inconclusive"
+    assert rows["start/nc1-bias"].num_nonfinite == 1
+
+
+def test_smoke_writes_a_whole_run_folder(smoke):
+    out, result = smoke
+    assert result.returncode == 0, result.stderr
+    assert "start/nc1-bias" in result.stdout
+    assert {"config.json", "manifest.json", "history.nc", "claims.json"} <= {path.name for path in out.iterdir()}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
+    with xr.open_dataset(out / "history.nc") as history:
+        assert history["initial_nc1"].dims == ("condition", "width", "seed", "layer")
+        assert history["initial_nc1"].attrs["units"] == "dimensionless"
+        assert history["finite"].all()
+        for name in ("initial_nc1", "trained_nc1", "ntk_deviation", "output_deviation", "limit_nc1", "raw_nc1"):
+            assert np.isfinite(history[name]).all()
+        # Two seeds show no exponent, but tell the right kernel from that of the other activation.
+        deviation = history["ntk_deviation"].mean("seed").isel(width=-1)
+        right, other = (deviation.sel(ntk_predictor=name) for name in ("limit", "activation"))
+        assert (right < other / 2).all()
+    ledger = json.loads((out / "claims.json").read_text())
+    assert {claim["role"] for claim in ledger} == {"claim", "control"}
+
+
+def test_plot_only_gives_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
+    (out / "claims.json").unlink()
+    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert (out / "claims.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_resume_gives_the_same_ledger(smoke):
+    out, _ = smoke
+    before = (out / "claims.json").read_text()
+    for name in ("history.nc", "manifest.json", "claims.json"):
+        (out / name).unlink()
+    result = run_script(SCRIPT, "--smoke", "--quiet", "--resume", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert (out / "claims.json").read_text() == before
+
+
+def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
+    out, _ = smoke
+    result = run_script("paper_figs/kernel_limits.py", "--run", out, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"kernel_limits.{end}" for end in ("pdf", "png", "csv")}
+    rows = (tmp_path / "kernel_limits.csv").read_text().splitlines()
+    assert rows[0] == "panel,condition,layer,predictor,width,mean,error,limit,raw"
+    # Two conditions, three widths: two layers of (two predictors, NC1, change), then change, tangent kernel, outputs.
+    assert len(rows) == 1 + 2 * 3 * (2 * 4 + 1 + 3 + 3)
+
+
+def test_bad_arguments_end_as_one_line(tmp_path):
+    result = run_script(SCRIPT, "--out", tmp_path / "new", "--conditions", "mixture-tanh")
+    message = "Argument `conditions` must list different ones of ['mixture-erf', "
+    assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": (64, 128)}, "`widths` must be at least 3 increasing numbers"),
+        ({"widths": (64, 32, 128)}, "`widths` must be at least 3 increasing numbers"),
+        ({"widths": (1, 32, 128)}, "`widths` must be an integer >= 2, but is 1"),
+        ({"record_steps": (1, 4)}, "`record_steps` must start at 0, but starts at 1"),
+        ({"record_steps": (0,)}, "`record_steps` must be at least 2 increasing"),
+        ({"trained_width": 128}, "`trained_width` must be at least 256"),
+        ({"conditions": ()}, "`conditions` must list different ones"),
+        ({"conditions": ("digits-erf", "digits-erf")}, "`conditions` must list different ones"),
+        ({"num_seeds": 1}, "`num_seeds` must be an integer >= 2"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        kernel_limits.Config(**options)
