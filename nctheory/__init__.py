@@ -11,6 +11,7 @@ from nctheory._errors import DatasetError as DatasetError
 
 if TYPE_CHECKING:
     from nctheory import claims as claims
+    from nctheory import distributed as distributed
     from nctheory import frames as frames
     from nctheory import metrics as metrics
     from nctheory import objectives as objectives
@@ -25,6 +26,7 @@ __all__ = [
     "ArgumentError",
     "DatasetError",
     "claims",
+    "distributed",
     "frames",
     "metrics",
     "objectives",

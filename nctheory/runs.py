@@ -6,11 +6,13 @@ temporary name and then moved, so a killed run leaves whole files only. There ar
 
 import os
 import platform
+import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nctheory import distributed
 from nctheory._errors import ArgumentError
 from nctheory._files import TEMPORARY_PREFIX, RunFolderError, atomic_write, from_jsonable, read_json, to_jsonable
 from nctheory._files import write_json as write_json
@@ -33,7 +35,8 @@ __all__ = [
 _PROGRAM = "nctheory"
 _FORMAT = 1
 _LOCK = ".lock"
-_IGNORED = ("out", "resume", "plot_only")
+_OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
+_IGNORED = ("out", "resume", "plot_only", "compilation_cache", *_OF_PROCESSES)
 
 
 def _contents(path: Path) -> list[Path]:
@@ -150,6 +153,7 @@ class RunFolder:
         self.config: dict[str, Any] = dict(stored["config"])
         self.resumed = resumed
         self._started = stored.get("started")
+        self._parts, self._scratch = path / "parts", None
         # The finalizer frees the lock of a folder that was never closed, when it is collected or the process ends.
         self._unlock = weakref.finalize(self, os.close, lock) if lock is not None else None
 
@@ -186,6 +190,8 @@ class RunFolder:
         given = to_jsonable(config, "config")
         if not isinstance(given, dict):
             raise ArgumentError(f"Argument `config` must be a mapping or a dataclass record, but is {type(config)}.")
+        if not distributed.is_main():
+            return cls._shadow(given, experiment)
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"Argument `out` must be a folder, but {path} is a file.")
         try:
@@ -195,10 +201,20 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"Cannot create the run folder {path}: {error.strerror or error}.") from error
         try:
-            return cls._open(path, given, experiment, resume, ignore, lock)
+            folder = cls._open(path, given, experiment, resume, ignore, lock)
+            distributed.share("run folder", str(path.absolute()))
+            return folder
         except BaseException:
             os.close(lock)
             raise
+
+    @classmethod
+    def _shadow(cls, given: dict[str, Any], experiment: str) -> "RunFolder":
+        """The folder of a process that is not the first: the parts of the first, and all else is thrown away."""
+        scratch = tempfile.TemporaryDirectory(prefix="nctheory-")
+        folder = cls(Path(scratch.name), {"experiment": experiment, "config": given})
+        folder._parts, folder._scratch = Path(distributed.share("run folder")) / "parts", scratch
+        return folder
 
     @staticmethod
     def _refuse_contents(path: Path, resume: bool) -> None:
@@ -278,6 +294,8 @@ class RunFolder:
         """Free the lock. Closing twice does nothing."""
         if self._unlock is not None:
             self._unlock()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def saved(self) -> str:
         """One line on what the folder holds now."""
@@ -290,7 +308,7 @@ class RunFolder:
     @property
     def parts(self) -> Path:
         """Folder of a sweep's finished parts, from which it resumes; made on first use."""
-        return self._subfolder("parts")
+        return self._parts if self._scratch is not None else self._subfolder("parts")
 
     @property
     def figures(self) -> Path:
