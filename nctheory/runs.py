@@ -20,17 +20,8 @@ from nctheory._files import write_json as write_json
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "RunFolder",
-    "RunFolderError",
-    "atomic_write",
-    "free_path",
-    "from_jsonable",
-    "latest_path",
-    "read_json",
-    "to_jsonable",
-    "write_json",
-]
+__all__ = ["RunFolder", "RunFolderError", "free_path", "latest_path"]
+__all__ += ["atomic_write", "from_jsonable", "read_json", "to_jsonable", "write_json"]
 
 _PROGRAM = "nctheory"
 _FORMAT = 1
