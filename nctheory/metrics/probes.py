@@ -45,7 +45,8 @@ def ridge_probe_accuracy(
     "none": features as they are, lambda = regularisation N in their squared unit, so that a common scale matters.
 
     Single precision is enough while lambda exceeds about 1e-6 of the largest eigenvalue of X^T X, as it does under the
-    first two for the default. One program of matrix products and an eigendecomposition of min(N, d) rows, for `jit`, `vmap` and `lax.map`.
+    first two for the default. One program of matrix products and an eigendecomposition of min(N, d) rows, for `jit`,
+    `vmap` and `lax.map`.
 
     Args:
         train_features: train samples as rows, any unit.

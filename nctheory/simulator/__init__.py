@@ -37,6 +37,12 @@ from nctheory.simulator.models import TwoLayer as TwoLayer
 from nctheory.simulator.models import TwoLayerSpec as TwoLayerSpec
 from nctheory.simulator.models import UnconstrainedFeatures as UnconstrainedFeatures
 from nctheory.simulator.models import UnconstrainedFeaturesSpec as UnconstrainedFeaturesSpec
+from nctheory.simulator.ntk_mlp import LazyConfig as LazyConfig
+from nctheory.simulator.ntk_mlp import LazyHistory as LazyHistory
+from nctheory.simulator.ntk_mlp import NtkMLP as NtkMLP
+from nctheory.simulator.ntk_mlp import NtkMLPSpec as NtkMLPSpec
+from nctheory.simulator.ntk_mlp import empirical_ntk as empirical_ntk
+from nctheory.simulator.ntk_mlp import train_lazily as train_lazily
 from nctheory.simulator.records import record_steps as record_steps
 from nctheory.simulator.solver import UfmMinimum as UfmMinimum
 from nctheory.simulator.solver import minimize as minimize

@@ -23,11 +23,16 @@ from nctheory.theory.geometry import GramStructure as GramStructure
 from nctheory.theory.geometry import fine_structure_from_gram as fine_structure_from_gram
 from nctheory.theory.geometry import ridge_solution as ridge_solution
 from nctheory.theory.geometry import solve_nuclear_norm as solve_nuclear_norm
+from nctheory.theory.kernel_collapse import KernelCollapse as KernelCollapse
+from nctheory.theory.kernel_collapse import kernel_collapse as kernel_collapse
+from nctheory.theory.kernel_collapse import relative_nc1 as relative_nc1
 from nctheory.theory.kernels import ReluInitialStructure as ReluInitialStructure
 from nctheory.theory.kernels import expected_relu_distances as expected_relu_distances
 from nctheory.theory.kernels import relu_kernel as relu_kernel
 from nctheory.theory.layer_peeled import LayerPeeledThreshold as LayerPeeledThreshold
 from nctheory.theory.layer_peeled import layer_peeled_threshold as layer_peeled_threshold
+from nctheory.theory.lazy_limit import KernelPredictions as KernelPredictions
+from nctheory.theory.lazy_limit import kernel_predictions as kernel_predictions
 from nctheory.theory.memory import expected_initial_distance as expected_initial_distance
 from nctheory.theory.memory import memory_distance as memory_distance
 from nctheory.theory.memory import memory_factor as memory_factor
@@ -43,6 +48,8 @@ from nctheory.theory.mse_ufm import mse_ufm_representative as mse_ufm_representa
 from nctheory.theory.mse_ufm_limits import UnregularizedMseLimit as UnregularizedMseLimit
 from nctheory.theory.mse_ufm_limits import tirer_bruna_minimizer as tirer_bruna_minimizer
 from nctheory.theory.mse_ufm_limits import unregularized_mse_limit as unregularized_mse_limit
+from nctheory.theory.network_kernels import NetworkKernels as NetworkKernels
+from nctheory.theory.network_kernels import kernel_layers as kernel_layers
 from nctheory.theory.relu_limits import ReluLimit as ReluLimit
 from nctheory.theory.relu_limits import relu_features as relu_features
 from nctheory.theory.relu_limits import relu_limit as relu_limit
