@@ -245,13 +245,15 @@ def measure(config: Config, plan: Plan, folder: RunFolder) -> "xr.Dataset":
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code. One seed decides nothing, so fails nothing."""
     from _layers.claims import judge
-    from _layers.tables import reading, table
+    from _layers.tables import reading, shortfalls, table
 
     from nctheory.figures import intermediate_layers as figure
 
     ledger = judge(history)
     store(folder, ledger, {"intermediate_layers": figure.draw(history)})
     heading = f"{history.attrs['title']}: mean and range over seeds\n{table(history)}\n\n{reading(history)}"
+    if missed := shortfalls(history):
+        heading = f"{heading}\n\n{missed}"
     code = print_verdict(folder, ledger, heading, smoke=bool(history.attrs["smoke"]))
     return 0 if history.sizes["seed"] == 1 else code
 

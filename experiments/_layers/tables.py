@@ -37,6 +37,27 @@ def reading(history: "xr.Dataset") -> str:
     )
 
 
+def shortfalls(history: "xr.Dataset") -> str:
+    """Which part of which criterion the first condition's seeds fail, one line each; empty if all pass."""
+    condition = str(history["condition"].values[0])
+    layers, untrained = (scores.layers_at(history, condition, trained=trained) for trained in (True, False))
+    of_images = history.attrs["kind"] == "images"
+    found = {
+        "A0": scores.emerges(layers, untrained),
+        "A1": scores.shallow_from_first(layers) if of_images else scores.shallow(layers),
+        "A2": scores.separates(layers, norms=condition.startswith("digits")),
+    }
+    lines = []
+    for name, parts in found.items():
+        for part, passed in parts.items():
+            seeds = history["seed"].values[~passed].tolist()
+            if seeds:
+                lines.append(f"{name} on {condition}: {part} fails with seeds {seeds}")
+                if part.startswith("rank(m"):
+                    lines[-1] += " (layers with equal mismatch, such as 0, weaken a rank correlation)"
+    return "\n".join(lines)
+
+
 def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     one = history.sel(condition=condition)
     last = one.sel(epoch=int(one["num_epochs"]))

@@ -315,6 +315,9 @@ def test_table_and_reading_hold_the_measured_numbers():
     assert row.split()[-4:] == ["2", "2", "0", "3"]
     assert "8 of 8" in shown
     assert "0.507" in tables.reading(history)
+    assert tables.shortfalls(history) == ""
+    history["prediction_mismatch"].loc[{"condition": "digits", "epoch": 3, "seed": 5, "layer": range(2, 6)}] = 0.0
+    assert "A0 on digits: rank(m, l) <= -0.8 fails with seeds [5]" in tables.shortfalls(history)
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
