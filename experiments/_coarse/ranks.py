@@ -19,7 +19,8 @@ def rank_correlation(first: Any, second: Any) -> "np.ndarray":
     def one(row: "np.ndarray") -> float:
         if not (np.isfinite(first).all() and np.isfinite(row).all()) or np.ptp(first) == 0 or np.ptp(row) == 0:
             return float("nan")
-        return float(spearmanr(first, row).statistic)
+        found: Any = spearmanr(first, row)
+        return float(found.statistic)
 
     return np.array([one(row) for row in np.atleast_2d(second)])
 

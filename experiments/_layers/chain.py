@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from _layers.conditions import digits
 from nctheory import simulator
 from nctheory._types import AnyArray
+from nctheory.simulator.deep_linear import rotation
 
 _NUM_RECORDS = 2
 
@@ -84,23 +85,10 @@ class ChainSpec:
         spec = simulator.DeepLinearSpec(widths=(input_dim,) * (self.depth - 1), bias=False)
         model = spec.build(input_dim, num_outputs, rngs)
         draws = jax.random.normal(rngs.params(), (self.depth, input_dim, input_dim), dtype=float)
-        layers = jnp.asarray(self.start, dtype=float) * lax.map(_rotation, draws)
+        layers = jnp.asarray(self.start, dtype=float) * lax.map(rotation, draws)
         model.linear = nnx.List([nnx.Param(layer) for layer in layers[:-1]])
         model.readout = nnx.Param(layers[-1][:, :num_outputs])
         return model
-
-
-@jax.custom_batching.custom_vmap
-def _rotation(draw: jax.Array) -> jax.Array:
-    """Orthogonal matrix of a normal one, distributed as Haar's."""
-    orthogonal, upper = jnp.linalg.qr(draw)
-    return orthogonal * jnp.sign(jnp.diagonal(upper))[None, :]
-
-
-@_rotation.def_vmap
-def _one_at_a_time(axis_size: int, in_batched: list[bool], draws: jax.Array) -> tuple[jax.Array, bool]:
-    del axis_size, in_batched
-    return lax.map(_rotation, draws), True
 
 
 def train_config(setting: ChainSetting) -> simulator.TrainConfig:

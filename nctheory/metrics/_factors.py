@@ -1,39 +1,13 @@
-"""Matrix factorisations that are safe in programs batched by `vmap`, and triangular factors found block by block."""
+"""Triangular factors of tall matrices, found block by block, and what follows from them."""
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from nctheory._lapack import one_by_one
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
-
-
-def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Make `vmap` of a function of one matrix work on one matrix after the other on a CPU, elsewhere on all at once.
-
-    Two programs that run batches of LAPACK calls on a CPU can wait for each other for ever; why, see the singular value
-    decomposition in `nctheory.metrics.collapse`.
-    """
-    single = jax.custom_batching.custom_vmap(function)
-
-    @single.def_vmap
-    def _(axis_size: int, in_batched: Any, matrices: Array) -> tuple[Array, bool]:
-        loop = lambda m: jax.lax.map(single, m)  # noqa: E731
-        return jax.lax.platform_dependent(matrices, cpu=loop, default=jax.vmap(function)), True
-
-    @jax.custom_jvp
-    def safe(matrix: Array) -> Array:
-        return single(matrix)
-
-    @safe.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        # A function with a batching rule of its own cannot be differentiated; the plain one can.
-        return jax.jvp(function, primals, tangents)
-
-    return safe
 
 
 @one_by_one

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks, frames
 from nctheory._errors import ArgumentError
+from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import HIGHEST, ClassMoments
@@ -227,40 +228,11 @@ def whitening(means: Float[Array, "K d"]) -> Float[Array, "d r"]:
     return jnp.where(sigma[rank - 1] > floor, vt[:rank].T / sigma[:rank][None, :], jnp.nan)
 
 
-def _plain_right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
-    _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return sigma, vt
-
-
-_one_by_one = jax.custom_batching.custom_vmap(_plain_right_singular_vectors)
-
-
-@_one_by_one.def_vmap
-def _(axis_size, in_batched, matrices):
-    """On a CPU one matrix after the other, elsewhere the whole batch at once.
-
-    On a CPU, JAX spreads a batch of LAPACK calls over the threads that also run programs and waits for them on one of
-    these threads, so two programs with such batches can wait for each other for ever (JAX 0.10.2). Calls on single
-    matrices use no other thread.
-    """
-
-    def batch(matrices):
-        return jnp.linalg.svd(matrices, full_matrices=False)[1:]
-
-    found = jax.lax.platform_dependent(matrices, cpu=lambda matrices: jax.lax.map(_one_by_one, matrices), default=batch)
-    return tuple(found), (True, True)
-
-
-@jax.custom_jvp
+@one_by_one
 def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
     """Singular values and right singular vectors of a thin singular value decomposition."""
-    return _one_by_one(matrix)
-
-
-@_right_singular_vectors.defjvp
-def _(primals, tangents):
-    # A function with a batching rule of its own cannot be differentiated; the plain one can.
-    return jax.jvp(_plain_right_singular_vectors, primals, tangents)
+    _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return sigma, vt
 
 
 @jax.jit

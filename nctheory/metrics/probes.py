@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
+from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
 from nctheory.metrics._moments import HIGHEST, working_dtype
 from nctheory.metrics.transfer import knn_accuracy, linear_probe_accuracy, nearest_center_accuracy
@@ -140,22 +141,11 @@ def _scaled(train: Any, test: Any, scaling: str) -> tuple[Any, Any, Any]:
     return train * factor, test * factor, total
 
 
-@jax.custom_batching.custom_vmap
+@one_by_one
 def _eigh(matrix: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     """Eigenvalues and eigenvectors of a symmetric matrix."""
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
-
-
-@_eigh.def_vmap
-def _(axis_size, in_batched, matrices):
-    """One matrix after the other on a CPU, where a batch of LAPACK calls waits for threads that run programs."""
-    found = jax.lax.platform_dependent(
-        matrices,
-        cpu=lambda matrices: tuple(jax.lax.map(_eigh, matrices)),
-        default=lambda matrices: tuple(jnp.linalg.eigh(matrices)),
-    )
-    return tuple(found), (True, True)
 
 
 PROBES: dict[str, Callable[..., Any]] = {

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
+from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
 from nctheory.simulator.models import ACTIVATIONS, Frozen, Model
 
@@ -160,4 +161,12 @@ def _fan_in_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    return jax.random.orthogonal(key, max(shape), dtype=float)[: shape[0], : shape[1]]
+    size = max(shape)
+    return rotation(jax.random.normal(key, (size, size), dtype=float))[: shape[0], : shape[1]]
+
+
+@one_by_one
+def rotation(draw: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Orthogonal matrix of a normal one, distributed as Haar's measure."""
+    orthogonal, upper = jnp.linalg.qr(draw)
+    return orthogonal * jnp.sign(jnp.diagonal(upper))[None, :]
