@@ -143,7 +143,7 @@ class SplitData:
 
     Every class keeps its share of the set in the train part, up to rounding. With `label_noise`, that share of the
     TRAIN labels (each with this probability) is redrawn uniformly over all labels; held-out labels and the original
-    classes stay as they are.
+    classes stay as they are. Much noise on few samples can leave a label without train samples; metrics are then NaN.
 
     Attributes:
         samples: the whole set; after construction its rows are ordered by original class.
@@ -167,7 +167,8 @@ class SplitData:
 
     def __post_init__(self):
         _checks.real("label_noise", self.label_noise, minimum=0, maximum=1)
-        if self.class_sizes is not None or not isinstance(self.samples, Samples):
+        # Also when `class_sizes` is known: another set or another number may have come with `dataclasses.replace`.
+        if not isinstance(self.samples, Samples) or not _checks.is_concrete(self.samples.inputs):
             return
         inputs, labels, fine = (np.asarray(each) for each in (self.samples.inputs, self.samples.labels, self._fine))
         _checks.shape("samples.inputs", inputs, ("N", "d"))

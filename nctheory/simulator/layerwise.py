@@ -1,12 +1,11 @@
 """Training by epochs, measured in every layer: at chosen epochs and where the train accuracy reaches milestones."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -16,9 +15,11 @@ from nctheory import _checks, metrics, objectives
 from nctheory._errors import ArgumentError
 from nctheory.metrics.held_out import LayerMetrics, held_out_collapse
 from nctheory.simulator._updates import data_loss, make_optimizer, make_scored_objective, split
+from nctheory.simulator.data import FixedData
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model, UnconstrainedFeaturesSpec
-from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, initial_model
+from nctheory.simulator.records import record_steps
+from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, class_readout, initial_model
 
 MILESTONES = (0.9, 0.95, 0.975, 0.99)
 _ANY_KEY = 0
@@ -39,7 +40,7 @@ class LayerTrainConfig:
         keep_params: whether to keep the trained parameters at every record.
 
     Raises:
-        ValueError: when a bound above is violated.
+        ValueError: when a bound above is violated, or fixed data have no held-out sample of a class.
     """
 
     run: TrainConfig
@@ -64,6 +65,9 @@ class LayerTrainConfig:
             )
         if isinstance(self.run, TrainConfig):
             _checks.choice("run.loss", self.run.loss, ("cross_entropy", "mse"))
+            data = self.run.data
+            if isinstance(data, FixedData) and _checks.is_concrete(data.fresh.labels):
+                _checks.no_empty_class("run.data.fresh.labels", data.fresh.labels, num_classes=data.num_labels)
             if isinstance(self.run.model, UnconstrainedFeaturesSpec):
                 raise ArgumentError("Argument `run.model` must have layers, but is an UnconstrainedFeaturesSpec.")
 
@@ -93,6 +97,8 @@ class LayerTrainConfig:
             ValueError: as the two configurations do.
         """
         _checks.integer("num_epochs", num_epochs, minimum=1)
+        if "data" not in run:
+            raise ArgumentError("Argument `data` must be given, but is not.")
         steps = _steps_per_epoch(run["data"], run.get("batch_size"))
         return cls(TrainConfig(**run, num_steps=num_epochs * steps), num_epochs, record_epochs, milestones, keep_params)
 
@@ -115,7 +121,8 @@ class LayerHistory:
         train_accuracy: share of right answers on them (their labels as trained on).
         test_loss: mean loss of the held-out samples.
         test_accuracy: share of right answers on them.
-        train: every layer on the train samples.
+        train: every layer on the train samples; `nc3_duality` and `nc4_ncc_mismatch` at the last layer, which the
+            readout reads, and NaN at the others. NaN throughout where label noise has emptied a class.
         test: every layer on the held-out samples; `collapse` about their own class means.
         epoch_accuracy: running train accuracy of every epoch.
         milestone_epochs: first epoch whose running accuracy reaches each milestone; -1 where none does.
@@ -233,13 +240,15 @@ def _descend(config: LayerTrainConfig, graph: Any, params: Any, frozen: Any, tra
     """Final state, and the parameters at every record."""
     optimizer = make_optimizer(config.run)
     dtype = jax.tree.leaves(params)[0].dtype
-    milestones = jnp.asarray(config.milestones, dtype=dtype)
+    seen = config.steps_per_epoch * (config.run.batch_size or train.inputs.shape[0])
+    # Counts, because a share that equals a milestone exactly may be rounded below it.
+    needed = jnp.asarray([math.ceil(round(each * seen, 6)) for each in config.milestones], dtype=dtype)
     count = len(config.milestones)
     run_epoch = _make_epoch(config, make_scored_objective(config.run, graph, frozen), optimizer, train, key)
 
     def epoch(index: jax.Array, state: _State) -> _State:
-        params, moving, accuracy = run_epoch(index, state.params, state.optimizer)
-        reached = (accuracy >= milestones) & (state.milestone_epochs < 0)
+        params, moving, hits = run_epoch(index, state.params, state.optimizer)
+        reached = (hits >= needed) & (state.milestone_epochs < 0)
 
         def snapshot(old: jax.Array, new: jax.Array) -> jax.Array:
             here = jnp.reshape(reached, (count,) + (1,) * new.ndim)
@@ -248,7 +257,7 @@ def _descend(config: LayerTrainConfig, graph: Any, params: Any, frozen: Any, tra
         return _State(
             params,
             moving,
-            state.epoch_accuracy.at[index].set(accuracy),
+            state.epoch_accuracy.at[index].set(hits / seen),
             jnp.where(reached, index.astype(jnp.int32) + 1, state.milestone_epochs),
             jax.tree.map(snapshot, state.snapshots, params),
         )
@@ -286,12 +295,11 @@ def _make_epoch(config: LayerTrainConfig, objective: Any, optimizer: Any, train:
             batch = train if size == count else jax.tree.map(lambda leaf: leaf[rows], train)
             (_, outputs), gradient = slope(params, batch)
             change, moving = optimizer.update(gradient, moving, params)
-            hits = hits + objectives.accuracy(outputs, batch.labels)
+            hits = hits + jnp.rint(size * objectives.accuracy(outputs, batch.labels))
             return optax.apply_updates(params, change), moving, hits
 
         nothing = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
-        params, moving, hits = lax.fori_loop(0, steps, step, (params, moving, nothing))
-        return params, moving, hits / steps
+        return lax.fori_loop(0, steps, step, (params, moving, nothing))
 
     return run_epoch
 
@@ -319,11 +327,29 @@ def _measure(config: LayerTrainConfig, model: Model, train: Samples, test: Sampl
         return of(0, train), of(1, test)
 
     found = _over_layers(measured, list(zip(*layers, strict=True)))
+    found = [
+        _with_classifier(each, model, part_layers[-1], part.labels, num_classes)
+        for each, part_layers, part in zip(found, layers, (train, test), strict=True)
+    ]
     on_train, on_test = (
         _Scores(data_loss(config.run, out, part.labels), objectives.accuracy(out, part.labels), record)
         for out, part, record in zip(outputs, (train, test), found, strict=True)
     )
     return on_train, on_test
+
+
+def _with_classifier(found: LayerMetrics, model: Model, features: Any, labels: Any, num_classes: int) -> LayerMetrics:
+    """Add what the readout decides, at the layer that it reads."""
+    weight, bias = class_readout(model)
+    last = metrics.collapse_metrics(features, labels, num_classes=num_classes, weight=weight, bias=bias)
+    return replace(
+        found,
+        collapse=replace(
+            found.collapse,
+            nc3_duality=found.collapse.nc3_duality.at[-1].set(last.nc3_duality),
+            nc4_ncc_mismatch=found.collapse.nc4_ncc_mismatch.at[-1].set(last.nc4_ncc_mismatch),
+        ),
+    )
 
 
 def _layers_and_outputs(model: Model, samples: Samples) -> tuple[list[jax.Array], jax.Array]:
@@ -357,6 +383,4 @@ def log_spaced_epochs(num_epochs: int, num_records: int) -> tuple[int, ...]:
     Raises:
         ValueError: if an argument is not an integer or below its minimum.
     """
-    from nctheory.simulator.records import record_steps
-
-    return tuple(int(each) for each in np.asarray(record_steps(num_epochs, num_records)))
+    return tuple(int(each) for each in record_steps(num_epochs, num_records))

@@ -242,7 +242,7 @@ def measurements(config: TrainConfig, model: Model, samples: Samples) -> Measure
     """
     features = model.features(samples.inputs)
     outputs = model.outputs(features)
-    weight, bias = _class_readout(model)
+    weight, bias = class_readout(model)
     num_labels, num_fine = config.data.num_labels, config.data.num_fine
     labels = jnp.asarray(samples.labels)
     scored = (outputs[:, 0], 2 * labels - 1) if config.num_outputs == 1 else (outputs, labels)
@@ -279,7 +279,7 @@ class _State(NamedTuple):
     step: jax.Array
 
 
-def _class_readout(model: Model) -> tuple[jax.Array, jax.Array | None]:
+def class_readout(model: Model) -> tuple[jax.Array, jax.Array | None]:
     """Readout as one row a label; a scalar output f is the logit pair (-f/2, f/2)."""
     weight = model.readout[...].T
     bias = None if model.readout_bias is None else model.readout_bias[...]

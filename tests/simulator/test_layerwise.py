@@ -88,7 +88,10 @@ def test_every_layer_is_measured_as_the_metrics_do(key):
     assert found.train.collapse.nc1.shape == (3, 4)
     for depth in range(4):
         for at, (split, part) in enumerate(((found.train, train), (found.test, test))):
-            own = metrics.collapse_metrics(layers[at][depth], part.labels, num_classes=3)
+            readout = (model.readout[...].T, model.readout_bias[...]) if depth == 3 else (None, None)
+            own = metrics.collapse_metrics(
+                layers[at][depth], part.labels, num_classes=3, weight=readout[0], bias=readout[1]
+            )
             about = metrics.held_out_collapse(
                 layers[0][depth], train.labels, layers[at][depth], part.labels, num_classes=3, predictions=answers[at]
             )
@@ -261,3 +264,37 @@ def test_runs_that_cannot_be_measured_are_refused(key):
 def test_bad_splits_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         split_set(**changes)
+
+
+@pytest.mark.parametrize(("count", "milestone"), [(100, 0.99), (200, 0.975), (20, 0.95)])
+def test_a_milestone_that_is_met_exactly_is_reached(count, milestone):
+    """All but a few samples of label 0 are right for a network that always says 0."""
+    wrong = round((1 - milestone) * count)
+    labels = np.array([1] * wrong + [0] * (count - wrong), np.int32)
+    inputs = np.zeros((count, 6))
+    few = simulator.Samples(inputs, labels, labels)
+    data = simulator.FixedData(few, few, num_labels=2, num_fine=2)
+    config = make(data=data, batch_size=None, optimizer="gd", num_epochs=3, record_epochs=(0,), milestones=(milestone,))
+    # Zero inputs: only the biases matter. They start at zero, and of equal outputs the first counts.
+    found = train_layers(config, jax.random.key(0))
+    assert found.milestone_epochs[0] == 1
+    np.testing.assert_allclose(found.epoch_accuracy, milestone, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_fixed_data_without_a_held_out_class_are_refused():
+    train, test = (simulator.Samples(np.eye(6), np.arange(6) % 3, np.arange(6) % 3) for _ in range(2))
+    test = dataclasses.replace(test, labels=np.zeros(6, np.int64), fine_labels=np.zeros(6, np.int64))
+    with pytest.raises(ValueError, match=r"`run\.data\.fresh\.labels` must .* class"):
+        make(data=simulator.FixedData(train, test, num_labels=3, num_fine=3))
+    with pytest.raises(ValueError, match="`data` must be given"):
+        LayerTrainConfig.by_epochs(num_epochs=1, record_epochs=(0,))
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_a_changed_split_is_checked_again():
+    data, _ = split_set()
+    with pytest.raises(ValueError, match="`num_train` must leave every class"):
+        dataclasses.replace(data, num_train=60)
+    with pytest.raises(ValueError, match=r"`samples\.labels` must"):
+        dataclasses.replace(data, num_labels=2, num_fine=2)
