@@ -5,7 +5,7 @@ what needs them. In each, one compiled program takes a batch of images and the a
 activations stay on the device and only K x D arrays outlive a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,7 +80,7 @@ def layer_collapse(
     batch_size: int = 128,
     require_all_test_classes: bool = True,
 ) -> NetworkLayers:
-    """Measure every metric of collapse at every named layer, in evaluation mode and without augmentation.
+    """Measure `CollapseMetrics` and `HeldOutCollapse` at every named layer, evaluation mode, no augmentation.
 
     Each layer's numbers are those of `metrics.collapse_metrics` and `metrics.held_out_collapse` of its activations, in
     float32. `centers.prediction_mismatch` compares with the argmax of the network's logits. Only "features", the input
@@ -160,6 +160,8 @@ def _classifier_of(network: Any) -> tuple[jax.Array, jax.Array | None]:
                 f"Argument `network` must have named layers and a linear classifier, but {type(network).__name__} has "
                 f"no `{name}`."
             )
+    if not hasattr(network.classifier, "kernel"):
+        raise ArgumentError("Argument `network` must have a linear classifier with a `kernel`, but has none.")
     bias = getattr(network.classifier, "bias", None)
     weight = jnp.asarray(network.classifier.kernel[...]).astype(jnp.float32).T
     return weight, None if bias is None else jnp.asarray(bias[...]).astype(jnp.float32)
@@ -171,6 +173,12 @@ def _sizes(graph: Any, state: Any, images: Images, pool: bool) -> dict[str, int]
 
     def named(state: Any, inputs: Any) -> tuple[Any, ...]:
         found = nnx.merge(graph, *state).layer_features(inputs)
+        if not isinstance(found, Mapping) or FEATURES not in found or INPUT in found:
+            given = list(found) if isinstance(found, Mapping) else type(found).__name__
+            raise ArgumentError(
+                f"Argument `network` must name its layers, {FEATURES!r} among them and none {INPUT!r}, but "
+                f"`layer_features` gives {given}."
+            )
         # Noted here, because `eval_shape` would sort the keys of a plain dictionary.
         names.extend(found)
         return tuple(_flat(each, pool) for each in found.values())
@@ -188,7 +196,7 @@ def _chosen(sizes: dict[str, int], layers: Sequence[str] | None, include_input: 
     if isinstance(layers, str):
         raise ArgumentError(f"Argument `layers` must be a sequence of names, but is {layers!r}.")
     wanted = known if layers is None else list(layers)
-    unknown = [name for name in wanted if name not in sizes]
+    unknown = [name for name in wanted if not isinstance(name, str) or name not in sizes]
     if unknown or len(set(wanted)) < len(wanted):
         raise ArgumentError(
             f"Argument `layers` must hold different names out of {[INPUT, *known]}, but holds "

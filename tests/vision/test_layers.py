@@ -297,3 +297,35 @@ print(peak() - before)
         [sys.executable, "-c", code], check=True, env=environment, timeout=600, stdout=subprocess.PIPE, text=True
     )
     assert 0.05 < float(done.stdout) < 1
+
+
+class OddlyNamed(nnx.Module):
+    """A network whose `layer_features` gives whatever it was made with."""
+
+    def __init__(self, found, classifier=True):
+        self.found = found
+        rngs = nnx.Rngs(0)
+        self.classifier = nnx.Linear(2, 4, rngs=rngs) if classifier else nnx.BatchNorm(2, rngs=rngs)
+
+    def layer_features(self, images):
+        """Return one feature under the names that are asked for."""
+        last = images.reshape(images.shape[0], -1)[:, :2]
+        named = {"nameless": {"last": last}, "pixels": {"input": last, "features": last}}
+        return named.get(self.found, [last])
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize(
+    ("found", "given"), [("list", "list"), ("nameless", r"\['last'\]"), ("pixels", r"\['input', 'features'\]")]
+)
+def test_networks_with_layers_that_cannot_be_named_are_refused(found, given):
+    train, _ = tiny_networks.splits()
+    with pytest.raises(ValueError, match=f"`network` must name its layers, .* gives {given}"):
+        layer_collapse(OddlyNamed(found), train)
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_a_classifier_that_is_not_linear_is_refused():
+    train, _ = tiny_networks.splits()
+    with pytest.raises(ValueError, match="must have a linear classifier with a `kernel`"):
+        layer_collapse(OddlyNamed("nameless", classifier=False), train)
