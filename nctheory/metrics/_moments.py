@@ -52,6 +52,20 @@ class ClassMoments:
         centered = self.offsets - jnp.mean(self.offsets, axis=0)[None, :]
         return jnp.where(self.is_complete, centered, jnp.nan)
 
+    @property
+    def are_apart(self) -> Bool[Array, ""]:
+        """Whether class means differ by more than the rounding of the features, eps |mean|, in some coordinate.
+
+        Means of equal features differ by the rounding of their sums alone, and any ratio of that is a number.
+        """
+        sizes = jnp.max(jnp.abs(self.reference[None, :] + self.offsets), axis=0)
+        gaps = jnp.max(jnp.abs(self.centered_means()), axis=0)
+        return jnp.any(gaps > float(jnp.finfo(gaps.dtype).eps) * sizes)
+
+    def means_apart(self) -> Float[Array, "K d"]:
+        """`centered_means`; all NaN also unless `are_apart`, where they are rounding and point anywhere."""
+        return jnp.where(self.are_apart, self.centered_means(), jnp.nan)
+
 
 def check_inputs(features: Any, labels: Any, *, num_classes: int) -> None:
     """Check what every metric of features and labels needs, apart from empty classes."""

@@ -1,7 +1,8 @@
 """Lengths and directions of class means: the raw numbers behind NC2, NC3 and NC5.
 
 Every function here sees the in-distribution features through their class means alone, so class means that are already
-known may stand for them, with the labels 0..K-1 (one sample a class).
+known may stand for them, with the labels 0..K-1 (one sample a class). Class means that coincide up to the rounding of
+the features, eps times their size in every coordinate, have no directions about their mean: NaN.
 """
 
 from dataclasses import dataclass
@@ -322,7 +323,7 @@ def _directions(vectors: Float[Array, "n d"], least: Float[Array, ""]) -> Float[
 
 
 def _least(vectors: Float[Array, "K d"]) -> Float[Array, ""]:
-    """Length below which a difference of the class means' mean and a class mean is rounding."""
+    """Length below which a vector is rounding of the longest."""
     return float(jnp.finfo(vectors.dtype).eps) * vectors.shape[0] * jnp.max(_lengths(vectors))
 
 
@@ -333,27 +334,28 @@ def _norms(features: Any, labels: Any, *, num_classes: int) -> Float[Array, " K"
 
 @partial(jax.jit, static_argnames="num_classes")
 def _cosines(features: Any, labels: Any, *, num_classes: int) -> Float[Array, "K K"]:
-    means = _moments_of(features, labels, num_classes).centered_means()
+    means = _moments_of(features, labels, num_classes).means_apart()
     units = _directions(means, _least(means))
     return jnp.clip(jnp.matmul(units, units.T, precision=HIGHEST), -1, 1)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _uniformity(features: Any, labels: Any, *, num_classes: int) -> HypersphericalUniformity:
-    means = _moments_of(features, labels, num_classes).centered_means()
+    means = _moments_of(features, labels, num_classes).means_apart()
     # In units of the ETF's squared distance, so that the excess is no difference of two numbers near each other.
     ideal = 2 * num_classes / (num_classes - 1)
     distances = _moments.squared_distances(_directions(means, _least(means))) / ideal
     diagonal = jnp.eye(num_classes, dtype=bool)
     logarithms = jnp.log(jnp.where(diagonal, 1, distances))
-    excess = -jnp.sum(logarithms) / (2 * num_classes * (num_classes - 1))
+    # Rounding puts that of an ETF on either side of 0.
+    excess = jnp.maximum(-jnp.sum(logarithms) / (2 * num_classes * (num_classes - 1)), 0)
     etf = jnp.asarray(-np.log(ideal) / 2, dtype=means.dtype)
     return HypersphericalUniformity(energy=etf + excess, etf_energy=etf, excess=excess)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _alignment(features: Any, labels: Any, weight: Any, *, num_classes: int) -> Float[Array, " K"]:
-    means = _moments_of(features, labels, num_classes).centered_means()
+    means = _moments_of(features, labels, num_classes).means_apart()
     weight = jnp.asarray(weight).astype(means.dtype)
     units = _directions(means, _least(means)) * _directions(weight, jnp.zeros((), means.dtype))
     return jnp.clip(jnp.sum(units, axis=1), -1, 1)
@@ -369,7 +371,7 @@ def _orthogonality(features: Any, labels: Any, ood_features: Any, *, num_classes
         means = jnp.where(moments.is_complete, moments.reference[None, :] + moments.offsets, jnp.nan)
         outside = ood.reference[None, :] + ood.offsets
     else:
-        means = moments.centered_means()
+        means = moments.means_apart()
         # The two points near the data differ by little, so that a common offset of both costs no digits.
         between = (ood.reference - moments.reference) - jnp.mean(moments.offsets, axis=0)
         outside = between[None, :] + ood.offsets
@@ -383,9 +385,8 @@ def _principal(
     features: Any, labels: Any, weight: Any, *, num_classes: int, rank: int, centered: bool
 ) -> Float[Array, " r"]:
     moments = _moments_of(features, labels, num_classes)
-    means = moments.centered_means()
-    if not centered:
-        means = jnp.where(moments.is_complete, moments.reference[None, :] + moments.offsets, jnp.nan)
+    raw = jnp.where(moments.is_complete, moments.reference[None, :] + moments.offsets, jnp.nan)
+    means = moments.means_apart() if centered else raw
     weight = jnp.asarray(weight).astype(means.dtype)
     overlap = jnp.matmul(_leading(weight, rank), _leading(means, rank).T, precision=HIGHEST)
     return jnp.clip(singular_values(overlap), 0, 1)

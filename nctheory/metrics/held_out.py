@@ -133,7 +133,7 @@ class HeldOutAccumulator:
 
         Raises:
             ValueError: for wrong shapes or dtypes, labels or predictions out of range, NaN or infinite features. Under
-                transformations such values give NaN.
+                transformations such values give NaN, predictions in `prediction_mismatch` alone.
         """
         num_classes, dim = self.moments.offsets.shape
         _moments.check_inputs(features, labels, num_classes=num_classes)
@@ -172,8 +172,9 @@ class HeldOutAccumulator:
         """All measures of the samples so far.
 
         Returns:
-            The record; NaN throughout without samples or when the train class means coincide, and NaN in
-            `prediction_mismatch` unless every batch came with predictions.
+            The record; NaN throughout without samples or when the train class means coincide up to the rounding of
+            the features (eps times their size), and NaN in `prediction_mismatch` unless every batch came with
+            predictions.
         """
         return _compute(self.moments, self.totals)
 
@@ -204,8 +205,8 @@ def held_out_collapse(
         radius: squared radius of `near_share` in units of s_B, > 0 (dimensionless).
 
     Returns:
-        The record; NaN throughout if the train class means coincide; `prediction_mismatch` is NaN without
-        `predictions`.
+        The record; NaN throughout if the train class means coincide up to the rounding of the features (eps times
+        their size); `prediction_mismatch` is NaN without `predictions`.
 
     Raises:
         ValueError: for wrong shapes or dtypes, labels out of range, a class without train samples, NaN or infinite
@@ -255,12 +256,15 @@ def _measure(moments: ClassMoments, radius: Any, features: Any, labels: Any, pre
         # A label out of range, visible only under tracing, must not pass as another class.
         own = jnp.where(answers < num_classes, jnp.sum(residual**2, axis=1), jnp.nan)
         closest = jnp.minimum(own, jnp.sum(_moments.residuals(moments, rows, nearest) ** 2, axis=1))
-        misses = jnp.zeros((), jnp.int32)
+        misses = num_predicted = jnp.zeros((), jnp.int32)
         if predicted is not None:
-            misses = jnp.sum(nearest != _moments.take_rows(predicted, first, size), dtype=jnp.int32)
+            guesses = _moments.take_rows(predicted, first, size)
+            misses = jnp.sum(nearest != guesses, dtype=jnp.int32)
+            # One out of range, visible only under tracing, is no prediction, and a sample without one gives NaN.
+            num_predicted = jnp.sum(guesses < num_classes, dtype=jnp.int32)
         return totals + _Totals(
             num_samples=jnp.asarray(size, dtype=jnp.int32),
-            num_predicted=jnp.asarray(0 if predicted is None else size, dtype=jnp.int32),
+            num_predicted=num_predicted,
             strong=jnp.sum(own),
             weak=jnp.sum(closest),
             near=jnp.sum(closest < limit, dtype=jnp.int32),
@@ -278,7 +282,7 @@ def _compute(moments: ClassMoments, totals: _Totals) -> HeldOutCollapse:
     dtype = between.dtype
     count = totals.num_samples.astype(dtype)
     # Argmax of NaN is a number; a NaN anywhere in the features shows in the sums of squares.
-    known = (between > 0) & jnp.isfinite(totals.strong) & (totals.num_samples > 0)
+    known = moments.are_apart & (between > 0) & jnp.isfinite(totals.strong) & (totals.num_samples > 0)
     predicted = known & (totals.num_predicted == totals.num_samples)
 
     def share(misses: Array, defined: Array) -> Array:

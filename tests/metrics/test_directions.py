@@ -302,3 +302,19 @@ def test_other_bad_input_is_named(function, message):
     features, labels, *_ = draw(12)
     with pytest.raises(ValueError, match=message):
         function(features, labels)
+
+
+@pytest.mark.parametrize(("per_class", "value"), [(10, 0.1), (7, 1e4 / 3)])
+def test_class_means_that_coincide_up_to_rounding_have_no_directions(per_class, value):
+    labels = np.concatenate([np.tile(np.arange(K), per_class), np.zeros(23, int)])
+    features = np.full((len(labels), 3), value, np.float32)
+    got = measure(features, labels, np.eye(K, 3, dtype=np.float32), np.eye(2, 3, dtype=np.float32))
+    for name in ("cosines", "alignment", "ood", "principal"):
+        assert np.isnan(got[name]).all(), name
+    assert np.isnan(got["uniformity"].excess)
+
+
+def test_the_excess_of_a_frame_is_not_negative():
+    for size in range(3, 12):
+        etf = np.asarray(frames.simplex_etf(size, 12), np.float32)
+        assert float(d.hyperspherical_uniformity(etf, np.arange(size), num_classes=size).excess) >= 0

@@ -181,3 +181,25 @@ def test_shards_about_different_means_do_not_merge():
         HeldOutAccumulator.about(first).merge(HeldOutAccumulator.about(other))
     with pytest.raises(ValueError, match="must have the same radius"):
         HeldOutAccumulator.about(first).merge(HeldOutAccumulator.about(first, radius=0.2))
+
+
+def test_train_means_that_coincide_up_to_rounding_give_nan():
+    """Their sums over unequal classes are rounded differently, and a ratio of that is 1e30."""
+    labels = np.concatenate([np.zeros(5000, int), [1, 2, 3]])
+    train = np.full((5003, 3), 0.1, np.float32)
+    found = held_out_collapse(train, labels, train + np.float32(0.5), labels, num_classes=4, predictions=labels)
+    assert all(np.isnan(getattr(found, name)) for name in NAMES)
+    # Means that differ by ten roundings of the features are apart.
+    train[-1] *= np.float32(1 + 2e-6)
+    assert np.isfinite(held_out_collapse(train, labels, train, labels, num_classes=4).strong)
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 99])
+def test_a_prediction_out_of_range_that_only_a_program_sees_gives_nan(bad):
+    *data, predictions = draw()
+    measure = jax.jit(lambda guesses: held_out_collapse(*data, num_classes=4, predictions=guesses))
+    assert np.isfinite(measure(predictions).prediction_mismatch)
+    predictions[3] = bad
+    found = measure(predictions)
+    assert np.isnan(found.prediction_mismatch)
+    assert np.isfinite(found.label_mismatch)

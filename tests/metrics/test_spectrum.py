@@ -277,3 +277,19 @@ def test_bad_input_of_the_index_is_named(change, message):
     arguments = {"features": features, "labels": labels, "num_classes": K} | change
     with pytest.raises(ValueError, match=message):
         variability_collapse_index(**arguments)
+
+
+def test_means_that_coincide_up_to_rounding_have_no_index():
+    features = np.full((40, 3), 0.1, np.float32)
+    assert np.isnan(variability_collapse_index(features, np.arange(40) % K, num_classes=K))
+    assert np.isnan(variability_collapse_index(features, np.maximum(np.arange(40) - 36, 0), num_classes=K))
+
+
+@pytest.mark.parametrize(("num_samples", "dim", "num_classes"), [(24, 18, 4), (60, 18, 4), (60, 4, 10)])
+def test_without_class_structure_the_index_is_the_share_of_sample_space_left_over(num_samples, dim, num_classes):
+    features = np.random.default_rng(20).standard_normal((100, num_samples, dim))
+    labels = jnp.arange(num_samples, dtype=jnp.int32) % num_classes
+    index = jax.lax.map(lambda x: variability_collapse_index(x, labels, num_classes=num_classes), jnp.asarray(features))
+    expected = 1 - max(dim, num_classes - 1) / (num_samples - 1)
+    # Four standard errors of the mean over 100 draws.
+    assert abs(float(jnp.mean(index)) - expected) < 4 * float(jnp.std(index)) / 10

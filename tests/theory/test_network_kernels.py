@@ -16,7 +16,7 @@ TIGHT = 1e-10 if X64 else 1e-4
 # Monte Carlo over whole networks: every entry within this many standard errors.
 STANDARD_ERRORS = 4.0
 # Over single neurons, 120 comparisons: two-sided false-alarm rate 1e-6 in all, 8e-9 each. The formulas' exact test is
-# quadrature; with this seed the slopes of erf lie at 4.6, with 19 other seeds below 2.
+# quadrature; with this seed the slopes of erf lie at 4.7 and its features at 4.39.
 Z = 5.8
 PHI = {"erf": erf, "relu": lambda z: np.maximum(z, 0)}
 SLOPE = {"erf": lambda z: 2 / np.sqrt(np.pi) * np.exp(-(z**2)), "relu": lambda z: (z > 0).astype(z.dtype)}
