@@ -22,6 +22,7 @@ from nctheory.metrics._moments import HIGHEST, working_dtype
 from nctheory.metrics.transfer import knn_accuracy, linear_probe_accuracy, nearest_center_accuracy
 
 SCALINGS = ("global", "per_feature", "none")
+_NUM_NEIGHBORS = 5
 
 
 def ridge_probe_accuracy(
@@ -102,21 +103,22 @@ def _check(train_features: Any, train_labels: Any, test_features: Any, test_labe
 def _ridge(
     train: Any, train_labels: Any, test: Any, test_labels: Any, strength: Any, *, scaling: str, num_classes: int
 ) -> Float[Array, ""]:
-    train, test, variance = _scaled(train, test, scaling)
+    train, test, variance, unit = _scaled(train, test, scaling)
     rows, columns = train.shape
     targets = jax.nn.one_hot(train_labels, num_classes, dtype=train.dtype)
     targets = targets - jnp.mean(targets, axis=0)[None, :]
     product = partial(jnp.matmul, precision=HIGHEST)
     share = jnp.asarray(float(rows), train.dtype) if scaling == "none" else jnp.sum(train**2) / columns
-    penalty = jnp.asarray(strength).astype(train.dtype) * share
+    # One factor after the other: the square of the unit may be out of range.
+    penalty = jnp.asarray(strength).astype(train.dtype) * share / unit / unit
     if columns <= rows:
         values, vectors = _eigh(product(train.T, train))
         inner = product(vectors.T, product(train.T, targets))
-        outputs = product(product(test, vectors), inner / (jnp.maximum(values, 0) + penalty)[:, None])
+        outputs = product(product(test, vectors), inner * _inverse(values, penalty)[:, None])
     else:
         # The same minimiser, from the smaller matrix.
         values, vectors = _eigh(product(train, train.T))
-        inner = product(vectors.T, targets) / (jnp.maximum(values, 0) + penalty)[:, None]
+        inner = product(vectors.T, targets) * _inverse(values, penalty)[:, None]
         outputs = product(product(test, train.T), product(vectors, inner))
     # Labels come in any integer dtype; the intercept shifts all samples alike and is part of the prediction.
     shares = jnp.mean(jax.nn.one_hot(train_labels, num_classes, dtype=train.dtype), axis=0)
@@ -125,20 +127,31 @@ def _ridge(
     return jnp.where((variance > 0) & jnp.isfinite(jnp.sum(outputs)), hits, jnp.nan)
 
 
-def _scaled(train: Any, test: Any, scaling: str) -> tuple[Any, Any, Any]:
-    """Both sets less the train mean and scaled, and the total variance."""
+def _inverse(values: Any, penalty: Any) -> Any:
+    """1 / (eigenvalue + penalty); 0 in directions without features where the penalty is below all numbers."""
+    total = jnp.maximum(values, 0) + penalty
+    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+
+
+def _scaled(train: Any, test: Any, scaling: str) -> tuple[Any, Any, Any, Any]:
+    """Both sets less the train mean and scaled, a total variance, and the unit in which "none" measures them."""
     dtype = working_dtype(train.dtype)
     # About the first sample, so that a common offset costs no digits and equal samples have no spread at all.
     train, test = (each.astype(dtype) - train[0].astype(dtype)[None, :] for each in (train, test))
     mean = jnp.mean(train, axis=0)[None, :]
     train, test = train - mean, test - mean
+    # In units of the largest number, of each feature where each has its own scale, so that no square is out of range.
+    largest = jnp.max(jnp.abs(train), axis=0)
+    units = largest if scaling == "per_feature" else jnp.full_like(largest, jnp.max(largest))
+    units = jnp.where(units == 0, 1, units)
+    train, test = train / units[None, :], test / units[None, :]
     variances = jnp.mean(train**2, axis=0)
     total = jnp.sum(variances)
     if scaling == "none":
-        return train, test, total
+        return train, test, total, units[0]
     squares = jnp.full_like(variances, total) if scaling == "global" else variances
     factor = jnp.where(squares > 0, 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)[None, :]
-    return train * factor, test * factor, total
+    return train * factor, test * factor, total, jnp.ones((), dtype)
 
 
 @one_by_one
@@ -152,7 +165,7 @@ PROBES: dict[str, Callable[..., Any]] = {
     "ridge": ridge_probe_accuracy,
     "ridge_standardised": partial(ridge_probe_accuracy, scaling="per_feature"),
     "logistic": linear_probe_accuracy,
-    "knn": knn_accuracy,
+    "knn": partial(knn_accuracy, num_neighbors=_NUM_NEIGHBORS),
     "nearest_center": nearest_center_accuracy,
 }
 """Probes by name, functions of (train_features, train_labels, test_features, test_labels) with an accuracy in [0, 1].
@@ -181,7 +194,7 @@ def probe_accuracies(
 
     Returns:
         Accuracy of each, in [0, 1] (dimensionless); NaN for all if the train features are constant, because whatever a
-        probe then answers tells of the labels alone.
+        probe then answers tells of the labels alone, and NaN for "knn" with fewer train samples than its 5 neighbours.
 
     Raises:
         ValueError: for an unknown probe, or as the probes do.
@@ -193,4 +206,5 @@ def probe_accuracies(
     if (rows == rows[:1]).all():
         return dict.fromkeys(probes, float("nan"))
     data = (train_features, train_labels, test_features, test_labels)
-    return {name: float(PROBES[name](*data)) for name in probes}
+    few = {"knn"} if len(rows) < _NUM_NEIGHBORS else set()
+    return {name: float("nan") if name in few else float(PROBES[name](*data)) for name in probes}

@@ -167,3 +167,37 @@ def test_bad_names_and_tracing_without_classes(own_errors):
     with pytest.raises(ValueError, match="Argument `num_classes` must be given for labels under tracing"):
         jax.jit(ridge_probe_accuracy)(*data)
     assert set(probes.PROBES) == set(probe_accuracies(*data))
+
+
+@pytest.mark.parametrize("scaling", ["global", "per_feature"])
+@pytest.mark.parametrize("dim", [5, 150])
+@pytest.mark.parametrize("scale", [1e20, 1e-20])
+def test_float32_features_of_any_scale(scaling, dim, scale):
+    train, labels, test, truth = _blobs(9, dim=dim, spread=4.0)
+    columns = np.ones(dim)
+    if scaling == "per_feature":
+        columns[::2] = scale
+    else:
+        columns[:] = scale
+    plain, scaled = (
+        float(ridge_probe_accuracy(np.float32(train * c), labels, np.float32(test * c), truth, scaling=scaling))
+        for c in (1.0, columns)
+    )
+    assert plain > 0.5
+    assert abs(scaled - plain) <= 1.5 / 120
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-20])
+def test_a_fixed_penalty_on_features_of_any_scale_gives_a_number(scale):
+    train, labels, test, truth = (np.float32(x * scale) if x.dtype == float else x for x in _blobs(9))
+    found = float(ridge_probe_accuracy(train, labels, test, truth, scaling="none"))
+    # Without weight the penalty leaves least squares; with all of it, the class that is most frequent.
+    assert found > 0.5 if scale > 1 else np.isfinite(found)
+
+
+def test_fewer_samples_than_neighbours_leave_the_other_probes():
+    train, labels, test, truth = _blobs(10)
+    few = [0, 40, 80, 1]
+    found = probe_accuracies(train[few], labels[few], test, truth)
+    assert np.isnan(found["knn"])
+    assert all(np.isfinite(value) for name, value in found.items() if name != "knn")
