@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from nctheory import _checks
+from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
 from nctheory.theory._common import as_float, float_dtype
 from nctheory.theory.geometry import GramStructure, fine_structure_from_gram
@@ -62,12 +63,13 @@ def kernel_collapse(
     `kernel`. Invariant to a factor on the kernel and to a constant added to it, so the NNGP w^2 F + s^2 has the
     collapse of its feature kernel F.
 
-    Undefined, hence NaN: nc1 if the class means span fewer dimensions than min(K-1, feature_dim), an eigenvalue of M
-    <= eps N times the largest or below the rounding of the kernel itself, 8 eps max |kernel|; the ratio and cdnv if
-    the spread of the class means, or the distance of two of them, is below that rounding; all of it for an empty class
-    under tracing. A Gram matrix has the squares of the singular values: in float32, class means whose singular values
-    span more than about 1e2 lose nc1, so use float64. Differences of inner products lose the digits by which spreads
-    are below squared norms; negative ones count as 0.
+    Undefined, hence NaN: nc1 if the class means span fewer dimensions than min(K-1, feature_dim), an eigenvalue of
+    M <= eps N times the largest or below the rounding of the kernel itself, 8 eps max |kernel|; the ratio and cdnv
+    if the spread of the class means, or the distance of two of them, is below that rounding; all of it for an empty
+    class or a label out of range under tracing (`structure` alone for a fine label). A Gram matrix has the squares
+    of the singular values: in float32, class means whose singular values span more than about 1e2 lose nc1, so use
+    float64. Differences of inner products lose the digits by which spreads are below squared norms; negative ones
+    count as 0.
 
     Args:
         kernel: symmetric, positive semidefinite (not checked); units of features squared.
@@ -88,6 +90,11 @@ def kernel_collapse(
         Definitions: Papyan, Han and Donoho 2020 (NC1), Galanti, Gyorgy and Hutter 2022 (CDNV). Kernel form: derived
         here.
     """
+    return _measured(kernel, labels, num_classes, fine_labels, num_fine, feature_dim)[0]
+
+
+def _measured(kernel, labels, num_classes, fine_labels=None, num_fine=None, feature_dim=None):
+    """Check the arguments; return the record and the rounding of its nc1."""
     num_classes = _checks.integer("num_classes", num_classes, minimum=2)
     _checks.shape("kernel", kernel, ("N", "N"))
     size = jnp.shape(kernel)[0]
@@ -102,7 +109,10 @@ def kernel_collapse(
     if fine_labels is None:
         fine_labels, num_fine = labels, num_classes
     values = as_float(kernel, float_dtype(kernel))
-    structure = fine_structure_from_gram(values, labels, fine_labels, num_classes=num_classes, num_fine=num_fine)
+    # A label out of range, visible only under tracing, has no class to count in.
+    values = jnp.where(_in_range(labels, num_classes), values, jnp.nan)
+    known = values if num_fine is None else jnp.where(_in_range(jnp.asarray(fine_labels), num_fine), values, jnp.nan)
+    structure = fine_structure_from_gram(known, labels, fine_labels, num_classes=num_classes, num_fine=num_fine)
     return _kernel_collapse(values, labels, structure, num_classes, rank)
 
 
@@ -112,21 +122,26 @@ def relative_nc1(
     labels: Int[AnyArray, " N"],
     *,
     num_classes: int,
+    feature_dim: int | None = None,
 ) -> Float[jax.Array, ""]:
     """NC1 of a kernel over NC1 of the raw data, whose kernel is linear.
 
     Below 1 the network has brought samples of a class together, in units of the class means; above 1 it has spread
-    them. 1 for the linear kernel itself. A number near 0 that a network inherits from nearly collapsed data is near 1
-    here.
+    them. 1 for the linear kernel itself (where d < K-1, with `feature_dim` = d). A number near 0 that a network
+    inherits from nearly collapsed data is near 1 here.
 
     Args:
         kernel: Gram matrix of the features of the same samples.
         inputs: the raw data, one sample a row.
         labels: class of each sample, 0..num_classes-1, every class present.
         num_classes: K, at least 2.
+        feature_dim: dimension of the features behind `kernel` if it may be below K - 1; None means it is not. That of
+            the data is known.
 
     Returns:
-        The ratio, dimensionless; NaN where one of the two is undefined, inf for data whose own NC1 is 0.
+        The ratio, dimensionless; NaN where one of the two is undefined, and for data that are collapsed themselves,
+        whose NC1 is not above the rounding of their Gram matrix, K (8 eps max |H H^T| / lambda)^2 with lambda the
+        smallest eigenvalue of M that counts.
 
     Raises:
         ValueError: as `kernel_collapse`.
@@ -140,14 +155,26 @@ def relative_nc1(
     # The offset of the data drops out of NC1 but costs digits.
     rows = rows - jnp.mean(rows, axis=0)[None, :]
     linear = jnp.matmul(rows, rows.T, precision=_HIGHEST)
-    ours = kernel_collapse(kernel, labels, num_classes=num_classes).nc1
-    theirs = kernel_collapse(linear, labels, num_classes=num_classes, feature_dim=jnp.shape(inputs)[1]).nc1
+    ours = kernel_collapse(kernel, labels, num_classes=num_classes, feature_dim=feature_dim).nc1
+    record, uncertainty = _measured(linear, labels, num_classes, feature_dim=jnp.shape(inputs)[1])
+    theirs = jnp.where(record.nc1 > uncertainty, record.nc1, jnp.nan)
     dtype = jnp.promote_types(ours.dtype, theirs.dtype)
     return ours.astype(dtype) / theirs.astype(dtype)
 
 
+def _in_range(labels, count):
+    return jnp.all((labels >= 0) & (labels < count))
+
+
+@one_by_one
+def eigh(matrix: Float[jax.Array, "n n"]) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "n n"]]:
+    """Eigenvalues, rising, and eigenvectors of a symmetric matrix."""
+    values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=True)
+    return values, vectors
+
+
 @partial(jax.jit, static_argnames=("num_classes", "rank"))
-def _kernel_collapse(kernel, labels, structure, num_classes, rank) -> KernelCollapse:
+def _kernel_collapse(kernel, labels, structure, num_classes, rank) -> tuple[KernelCollapse, jax.Array]:
     members = jax.nn.one_hot(labels, num_classes, dtype=kernel.dtype)
     counts = jnp.sum(members, axis=0)
     averaging = members / counts[None, :]
@@ -166,19 +193,26 @@ def _kernel_collapse(kernel, labels, structure, num_classes, rank) -> KernelColl
     apart = jnp.where(distances > rounding, distances, jnp.nan)
     apart = jnp.where(jnp.eye(num_classes, dtype=bool), jnp.inf, apart)
     residuals = products - jnp.matmul(gram, members.T, precision=_HIGHEST)
-    return KernelCollapse(
-        nc1=_whitened(gram, residuals, rank, rounding),
+    nc1, uncertainty = _whitened(gram, residuals, rank, rounding)
+    record = KernelCollapse(
+        nc1=nc1,
         within_between_ratio=jnp.where(between > rounding, jnp.sum(scatter) / kernel.shape[0] / between, jnp.nan),
         cdnv=jnp.sum((spread[:, None] + spread[None, :]) / (2 * apart)) / (num_classes * (num_classes - 1)),
         class_distances=distances,
         structure=structure,
     )
+    return record, uncertainty
 
 
 def _whitened(gram, residuals, rank, rounding):
-    """Mean over samples of |M^+ C_i|^2, the inverse on the `rank` leading eigenvectors; NaN if one is missing."""
-    values, vectors = jnp.linalg.eigh(gram, symmetrize_input=True)
+    """Mean over samples of |M^+ C_i|^2, the inverse on the `rank` leading eigenvectors; NaN if one is missing.
+
+    And what that is where every entry of C is `rounding`, at most.
+    """
+    values, vectors = eigh(gram)
     values, vectors = values[-rank:], vectors[:, -rank:]
     floor = jnp.finfo(gram.dtype).eps * residuals.shape[1] * values[-1]
     whitened = jnp.matmul(vectors.T, residuals, precision=_HIGHEST) / values[:, None]
-    return jnp.where(values[0] > jnp.maximum(floor, rounding), jnp.sum(whitened**2) / residuals.shape[1], jnp.nan)
+    mean = jnp.sum(whitened**2) / residuals.shape[1]
+    uncertainty = gram.shape[0] * (rounding / values[0]) ** 2
+    return jnp.where(values[0] > jnp.maximum(floor, rounding), mean, jnp.nan), uncertainty

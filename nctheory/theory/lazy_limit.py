@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.theory._common import Scalar, as_float, float_dtype
+from nctheory.theory.kernel_collapse import eigh
 
 _ASSUMPTIONS = (
     "all widths infinite, NTK parameterisation",
@@ -68,7 +70,8 @@ def kernel_predictions(
         ntk: tangent kernel of P points, the N training samples first, then others; symmetric, positive semidefinite.
         targets: of the N training samples (units of output).
         times: s >= 0, finite: learning rate times steps.
-        learning_rate: size of a step, > 0; None means gradient flow. Every time has to be a multiple of it.
+        learning_rate: size of a step, > 0; None means gradient flow. Every time has to be a multiple of it, to within
+            rounding in the dtypes given and a quarter of a step (not checked under tracing).
         initial: outputs of one network at the start; None means 0, the mean over initialisations.
         nngp: covariance of initial outputs at the P points, for `variance`.
 
@@ -87,7 +90,7 @@ def kernel_predictions(
     if learning_rate is not None:
         _checks.real("learning_rate", learning_rate, minimum=0.0, exclusive_minimum=True)
         rate = as_float(learning_rate, dtype)
-        steps = _whole_steps(steps, rate, times)
+        steps = _whole_steps(steps, rate, times, learning_rate)
     start = jnp.zeros((size, num_outputs), dtype) if initial is None else as_float(initial, dtype)
     spread = jnp.full((size, size), jnp.nan, dtype) if nngp is None else as_float(nngp, dtype)
     return _predict(as_float(ntk, dtype), as_float(targets, dtype), steps, rate, start, spread)
@@ -112,20 +115,30 @@ def _check_shapes(ntk, targets, times, initial, nngp) -> tuple[int, int]:
     return size, num_outputs
 
 
-def _whole_steps(times, rate, given):
-    steps = times / rate
-    nearest = jnp.round(steps)
-    # As many digits as a float32 product of a step and a number of steps has.
-    if _checks.is_concrete(steps) and bool(jnp.any(jnp.abs(steps - nearest) > 1e-5 * nearest + 1e-5)):
+def _whole_steps(times, rate, given, given_rate):
+    """Numbers of steps, from the arguments as they were given where these can be read."""
+    if not (_checks.is_concrete(given) and _checks.is_concrete(given_rate)):
+        return jnp.round(times / rate)
+    # On the host in float64: a float32 quotient above 2^23 is a whole number whatever it divides.
+    steps = np.asarray(given, np.float64) / float(given_rate)
+    nearest = np.round(steps)
+    # As many digits as a product of a step and a number of steps has in the coarser of the two dtypes.
+    eps = max(_eps(given), _eps(given_rate))
+    if np.any(np.abs(steps - nearest) > np.minimum(8 * eps * np.maximum(nearest, 1), 0.25)):
         raise ArgumentError(f"Argument `times` must hold multiples of `learning_rate`, but is {given}.")
-    return nearest
+    return as_float(nearest, times.dtype)
+
+
+def _eps(value) -> float:
+    dtype = getattr(value, "dtype", np.dtype(np.float64))
+    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 
 @jax.jit
 def _predict(ntk, targets, steps, rate, initial, nngp) -> KernelPredictions:
     """`steps` counts updates, or is the time itself where `rate` is None."""
     count = targets.shape[0]
-    values, vectors = jnp.linalg.eigh(ntk[:count, :count], symmetrize_input=True)
+    values, vectors = eigh(ntk[:count, :count])
     values = jnp.maximum(values, 0.0) / count
     against = jnp.matmul(ntk[:, :count], vectors, precision=_HIGHEST)
 

@@ -106,6 +106,41 @@ def test_relative_nc1():
     assert float(found) == pytest.approx(0.25, rel=RTOL)
 
 
+def test_relative_nc1_of_data_with_few_dimensions():
+    rng = np.random.default_rng(4)
+    labels = np.repeat(np.arange(4), 5)
+    features = rng.normal(size=(4, 2))[labels] + 0.3 * rng.normal(size=(20, 2))
+    found = relative_nc1(gram(features), features, labels, num_classes=4, feature_dim=2)
+    assert float(found) == pytest.approx(1.0, rel=RTOL)
+    assert np.isnan(relative_nc1(gram(features), features, labels, num_classes=4))
+
+
+def test_relative_nc1_of_collapsed_data_is_nan():
+    features, labels, _ = problem(6)
+    for offset in (0.0, 1.0, 7 / 3):
+        means = np.random.default_rng(7).normal(size=(3, 9))[labels] + offset
+        assert np.isnan(relative_nc1(gram(features), means, labels, num_classes=3))
+        # Spread of a thousandth is above rounding in either precision.
+        nearly = means + 1e-3 * np.random.default_rng(8).normal(size=means.shape)
+        assert float(relative_nc1(gram(features), nearly, labels, num_classes=3)) > 1
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 99])
+def test_labels_out_of_range_that_only_a_program_sees_give_nan(bad):
+    features, labels, fine = problem(9)
+    options = {"num_classes": 3, "num_fine": 6}
+    measure = jax.jit(lambda y, z: kernel_collapse(gram(features), y, fine_labels=z, **options))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(measure(labels, fine)))
+    wrong = np.where(np.arange(len(labels)) == 4, bad, labels)
+    found = measure(wrong, fine)
+    for name in ("nc1", "within_between_ratio", "cdnv"):
+        assert np.isnan(getattr(found, name)), name
+    assert np.isnan(found.structure.ratio)
+    wrong_fine = measure(labels, np.where(np.arange(len(labels)) == 4, 2 * bad, fine))
+    assert np.isnan(wrong_fine.structure.ratio)
+    assert np.isfinite(wrong_fine.nc1)
+
+
 def test_transformations_and_dtype():
     stacked = jnp.stack([jnp.asarray(gram(problem(seed)[0])) for seed in (7, 8)])
     labels = jnp.asarray(np.sort(problem(7)[1]))

@@ -111,3 +111,16 @@ def test_errors(own_errors):
     ):
         with pytest.raises(ValueError, match=message):
             kernel_predictions(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_times_between_two_steps_are_refused_however_many_there_are(dtype, own_errors):
+    ntk, targets, _ = problem()
+    for count in (1, 60_000, 3_000_000):
+        good = np.array([count * 0.125], dtype)
+        kernel_predictions(ntk, targets, good, learning_rate=0.125)
+        with pytest.raises(ValueError, match="`times` must hold multiples of `learning_rate`"):
+            kernel_predictions(ntk, targets, good + np.asarray(0.0625, dtype), learning_rate=0.125)
+    # Rounded products of a rate that is no power of two pass.
+    rate = np.asarray(0.1, dtype)
+    kernel_predictions(ntk, targets, np.arange(0, 200_000, 501).astype(dtype) * rate, learning_rate=rate)
