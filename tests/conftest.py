@@ -1,5 +1,6 @@
 """Strict numerics for every test: float64 by default, no silent dtype or rank promotion, shapes enforced."""
 
+import gc
 import os
 import tempfile
 
@@ -27,6 +28,14 @@ from nctheory._cli import compile_in_a_hurry  # noqa: E402  (after the import ho
 # XLA reads its flags when it compiles for the first time.
 if "XLA_FLAGS" not in os.environ:
     compile_in_a_hurry()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Free what a module has compiled: thousands of programs exceed the number of memory maps of a process (Linux)."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
