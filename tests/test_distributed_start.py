@@ -31,7 +31,15 @@ class Options(RunOptions):
 def given_up(monkeypatch):
     """No process of these tests may be ended by a lost peer."""
     ends = []
-    monkeypatch.setattr(_rendezvous.os, "_exit", ends.append)
+    end = _rendezvous.Peers._give_up
+
+    def give_up(self):
+        # Also after the test, whose timers may outlive it by `GRACE_S`.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_rendezvous.os, "_exit", ends.append)
+            end(self)
+
+    monkeypatch.setattr(_rendezvous.Peers, "_give_up", give_up)
     return ends
 
 
