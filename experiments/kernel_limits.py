@@ -2,8 +2,8 @@
 
 From the NNGP kernel alone, without a network: NC1, trace ratio, distances of classes, and the structure of fine classes
 inside labels, on a Gaussian mixture and on digits, for erf and ReLU with two hidden layers. Finite networks of width 64
-to 2048 in NTK parameterisation are held against them: squared deviations of kernels fall as 1/width, as do the bias and
-the variance of NC1; the tangent kernel moves by 1/width while features move by its square root, and outputs follow the
+to 2048 in NTK parameterisation are held against them: squared deviations of kernels fall as 1/width, as does the bias
+of NC1; the tangent kernel moves by 1/width while features move by its square root, and outputs follow the
 kernel's prediction. NC1 is also given relative to that of the raw data.
 
     python experiments/kernel_limits.py
@@ -75,7 +75,7 @@ class Config(RunOptions):
         default = {f.name: f.default for f in dataclasses.fields(self)}
         small = {"widths": (16, 32, 64), "conditions": ("mixture-erf", "digits-relu"), "record_steps": (0, 2, 8)}
         changed = {name: value for name, value in small.items() if self.smoke and getattr(self, name) == default[name]}
-        count = self.num_seeds or (2 if self.smoke else 16)
+        count = self.num_seeds or (3 if self.smoke else 16)
         return dataclasses.replace(self, num_seeds=count, **changed)
 
 

@@ -77,8 +77,6 @@ def collapse_numbers(data: xr.Dataset) -> xr.Dataset:
             "strong": final["strong"].sel(test, drop=True),
             "weak": final["weak"].sel(test, drop=True),
             "weak_over_train": final["weak"].sel(test, drop=True) / final["within_between_ratio"].sel(train, drop=True),
-            "weak_train_over_train": final["weak"].sel(train, drop=True)
-            / final["within_between_ratio"].sel(train, drop=True),
             "near_test": final["near_share"].sel(test, drop=True),
             "near_train": final["near_share"].sel(train, drop=True),
         }

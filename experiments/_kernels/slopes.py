@@ -7,19 +7,21 @@ import numpy as np
 
 
 def mean_slope(series: np.ndarray, widths: Any) -> float:
-    """Slope of log mean over seeds against log width, mean over the leading axes of (..., width, seed)."""
-    return _slope(np.log(np.abs(series.mean(axis=-1))), widths)
+    """Slope of log mean over seeds against log width, mean over the leading axes of (..., width, seed).
 
-
-def variance_slope(series: np.ndarray, widths: Any) -> float:
-    """Slope of log variance over seeds (divisor S - 1) against log width, likewise."""
-    return _slope(np.log(series.var(axis=-1, ddof=1)), widths)
-
-
-def _slope(logs: np.ndarray, widths: Any) -> float:
+    NaN where a mean over seeds is not positive: a bias of the wrong sign, or of changing sign, follows no power law.
+    """
+    means = series.mean(axis=-1)
+    logs = np.log(np.where(means > 0, means, np.nan))
     at = np.log(np.asarray(widths, dtype=np.float64))
     at = at - at.mean()
     return float(np.mean(logs @ at / (at @ at)))
+
+
+def magnitude_slope(series: np.ndarray, widths: Any) -> float:
+    """As `mean_slope`, of the magnitude of the mean over seeds, whatever its sign; for controls."""
+    means = series.mean(axis=-1, keepdims=True)
+    return mean_slope(np.abs(means), widths)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], series: np.ndarray) -> np.ndarray:

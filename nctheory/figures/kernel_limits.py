@@ -137,18 +137,24 @@ def draw(history: "xr.Dataset") -> "Figure":
         panels: Any = figure.subplots(2, 3)
         last = history.isel(layer=-1)
         _deviations(panels[0, 0], history, last["initial_kernel_deviation"], "feature_predictor", "activation")
-        _finish(panels[0, 0], history, "(a) feature kernel, start", "squared relative deviation")
+        _finish(
+            panels[0, 0], history, "(a) feature kernel, start\ndotted: other activation", "squared relative deviation"
+        )
         _nc1_bias(panels[0, 1], history)
         _finish(panels[0, 1], history, "(b) NC1, start", "relative bias (dotted: std)")
         _relative_nc1(panels[0, 2], history)
         _finish(panels[0, 2], history, "(c) NC1 / NC1 of raw data", "dimensionless", log=False)
         _deviations(panels[1, 0], history, history["ntk_deviation"], "ntk_predictor", "derivative")
-        _finish(panels[1, 0], history, "(d) tangent kernel, start", "squared relative deviation")
+        _finish(
+            panels[1, 0], history, "(d) tangent kernel, start\ndotted: wrong derivative", "squared relative deviation"
+        )
         _changes(panels[1, 1], history)
         _finish(panels[1, 1], history, "(e) change by lazy training", "NTK (dotted: features)")
         outputs = history["output_deviation"].isel(step=-1)
         _deviations(panels[1, 2], history, outputs, "output_predictor", "readout")
-        _finish(panels[1, 2], history, "(f) outputs after training", "squared relative deviation")
+        _finish(
+            panels[1, 2], history, "(f) outputs after training\ndotted: readout alone", "squared relative deviation"
+        )
         handles, labels = panels[0, 2].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure

@@ -131,6 +131,8 @@ def _made_up_collapse(**changes):
     # Untrained layers differ, but not in the order of their depth.
     r *= np.array([1, 1, 1.02, 0.98, 1.01, 0.99])[:, None]
     r[:, :, 0, :, 1] *= np.array([1, 1.02, 1, 1.03, 0.99, 1.01])
+    # Without decay the gap does not grow with depth.
+    r[1, :, 1:, :, 1] = r[1, :, 1:, :, 0] * np.array([1, 1.3, 1.2, 1.4, 1.2, 1.3])
     accuracy = np.ones((2, SEEDS, EPOCHS.size, 2))
     accuracy[:, :, 0] = 0.1
     accuracy[0, :, -1, 0] = options["accuracy"]
@@ -214,12 +216,32 @@ def test_numbers_of_a_made_up_run():
 
 
 def test_everything_as_claimed_passes():
+    """All but the control that shows that two groups alone meet the criterion of H2/runs."""
     for judge, record in (
         (claims.judge_collapse, _made_up_collapse()),
         (claims.judge_transfer, _made_up_transfer()),
         (claims.judge_samples, _made_up_samples()),
     ):
-        assert _failures(judge(record)) == set()
+        assert _failures(judge(record)) - {"H2/runs/within"} == set()
+
+
+def test_two_groups_of_runs_alone_give_three_quarters():
+    rows = {row.id: row for row in claims.judge_transfer(_made_up_transfer())}
+    # Ranks 1 to 16 in two halves: variance of the halves' means 16 of 255/12; the rest, permuted, has mean 0.
+    assert rows["H2/runs/within"].measured == pytest.approx(16 / (255 / 12), abs=0.03)
+    assert not rows["H2/runs/within"].holds
+
+
+def test_controls_without_decay_show_what_decay_does_not_cause():
+    """Runs without decay that do the same as those with it leave no control of theirs rejected."""
+    for judge, record, names in (
+        (claims.judge_collapse, _made_up_collapse(), {"H1/weak", "H3/test-over-train", "H3/layers"}),
+        (claims.judge_transfer, _made_up_transfer(), {"H2/time", "H2/collapse", "H2/drop"}),
+    ):
+        same = record.isel(condition=[0, 0]).assign_coords(condition=list(runs.CONDITIONS))
+        assert {f"{name}/no-decay" for name in names} <= _failures(judge(same))
+        chosen = {row.id for row in claims.judge_image_collapse(same)} if "weak" in same else set()
+        assert ({"H1/no-decay", "H3/no-decay"} <= chosen) == ("weak" in same)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +294,10 @@ def test_image_networks_are_judged_by_counts_of_seeds_alone():
     tree = xr.DataTree.from_dict({"collapse": collapse, "transfer": transfer})
     tree.attrs["kind"] = "images"
     rows = {row.id: row for row in claims.judge_all(tree)}
-    assert set(rows) == {"H1", "H1/train-images", "H3", "H3/untrained", "H2", "H2/no-loss"}
+    assert set(rows) == {"H2", "H2/no-loss"} | {
+        *("H1", "H1/train-images", "H1/no-decay"),
+        *("H3", "H3/untrained", "H3/no-decay"),
+    }
     assert _failures(rows.values()) == set()
     fallen = {row.id: row.verdict for row in claims.judge_image_collapse(_made_up_collapse(q_test=0.03, last=0.2))}
     assert (fallen["H1"], fallen["H3"]) == ("refuted", "refuted")
