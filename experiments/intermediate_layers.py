@@ -9,9 +9,9 @@ class), harder data (wrong train labels), and a deep linear network whose layers
     python experiments/intermediate_layers.py --dataset mnist cifar10 --network vgg11 --data-dir FOLDER_OF_TFDS_SETS
 
 Parker, Onal, Stengel and Intrater (2023) put the findings into words; the criteria by which they are judged here are
-this project's, fixed before the run. The learning rate and the units are those of their public code, whose squared error
-is averaged over outputs too (with K classes it is 2/K times `nctheory.objectives.mse`, and the experiment converts); that
-code has no weight decay, the 5e-4 here is ours.
+this project's, fixed before the run. The learning rate and the units are those of their public code, whose squared
+error is averaged over outputs too (with K classes it is 2/K times `nctheory.objectives.mse`; the experiment converts).
+That code has no weight decay: the 5e-4 is ours.
 """
 
 import dataclasses
