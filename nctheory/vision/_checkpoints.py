@@ -2,7 +2,9 @@
 
 One folder an epoch, `epoch_000012/`, holding `arrays/` (Orbax: parameters, batch statistics, momentum), `returned.npz`
 (what the run's callback gave) and `record.json` (what the run is, its position, its history, the SHA-256 of every other
-file). It is written under a temporary name and moved, so a killed run leaves whole checkpoints only.
+file). It is written under a temporary name and moved, so a killed run leaves whole checkpoints only. A run that was
+asked to stop within epoch 13 leaves `begun_000013/`, whose `returned.npz` holds the epoch's losses so far, until the
+next checkpoint replaces it.
 """
 
 import dataclasses
@@ -17,80 +19,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from nctheory._errors import ArgumentError
 from nctheory._files import TEMPORARY_PREFIX, RunFolderError, from_jsonable, read_json, to_jsonable, write_json
 from nctheory.runs import _take_lock
+from nctheory.vision._checkpoint_values import differences, named_leaves
 
 _FORMAT = 1
 _ARRAYS, _RECORD, _RETURNED = "arrays", "record.json", "returned.npz"
-_KINDS = "biufcSU"
+_BEGUN = "begun_"
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves of a pytree by their path, in the pytree's order."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """Steps of an epoch that is not finished.
 
-
-def digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 of named arrays: names, dtypes, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, value in arrays.items():
-        array = np.ascontiguousarray(np.asarray(value))
-        found.update(f"{name} {array.dtype} {array.shape};".encode())
-        found.update(array.data.cast("B") if array.size else b"")
-    return found.hexdigest()
-
-
-def flat_returned(value: Any, where: str = "") -> dict[str, np.ndarray]:
-    """Arrays of a callback's value by path: nested dictionaries and records are taken apart.
-
-    Raises:
-        ValueError: naming the entry that is no numeric, boolean or text array.
+    Attributes:
+        losses: loss of every step, steps on the last axis.
+        right: right answers of every step.
+        seconds: time the steps took.
     """
-    if value is None:
-        return {}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        found = {}
-        for name, each in value.items():
-            if not isinstance(name, str) or "/" in name or not name:
-                raise ArgumentError(f"Argument `on_checkpoint` must return names without '/', but has {name!r}.")
-            found |= flat_returned(each, f"{where}/{name}" if where else name)
-        return found
-    array = np.asarray(value)
-    if array.dtype.kind not in _KINDS or not where:
-        raise ArgumentError(
-            f"Argument `on_checkpoint` must return None or a dictionary of numeric or text arrays, but "
-            f"{where or 'its value'} is of type {type(value).__name__} and dtype {array.dtype}."
-        )
-    return {where: array}
 
+    losses: np.ndarray
+    right: np.ndarray
+    seconds: float
 
-def nested_returned(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Undo `flat_returned`: dictionaries of arrays."""
-    found: dict[str, Any] = {}
-    for path, array in flat.items():
-        *above, name = path.split("/")
-        inner = found
-        for each in above:
-            inner = inner.setdefault(each, {})
-        inner[name] = array
-    return found
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields as arrays."""
+        return {"losses": self.losses, "right": self.right, "seconds": np.asarray(self.seconds)}
 
-
-def _differences(stored: Any, given: Any, where: str = "") -> list[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        names = sorted(stored.keys() | given.keys())
-        return [
-            each
-            for name in names
-            for each in _differences(
-                stored.get(name, "absent"), given.get(name, "absent"), f"{where}.{name}" if where else name
-            )
-        ]
-    return [] if stored == given else [f"{where} (stored {stored!r}, given {given!r})"]
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Begun | None":
+        """Undo `arrays`; None if there are none."""
+        return cls(arrays["losses"], arrays["right"], float(arrays["seconds"])) if arrays else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +60,15 @@ class Restored:
         epoch: number of finished epochs.
         arrays: leaves of the state by name.
         history: columns of the history.
-        returned: what the callback gave, by epoch.
+        returned: what the callback gave, flat, by epoch.
+        begun: steps of the next epoch, if some are in the state.
     """
 
     epoch: int
     arrays: dict[str, Any]
     history: dict[str, Any]
-    returned: dict[int, dict[str, Any]]
+    returned: dict[int, dict[str, np.ndarray]]
+    begun: Begun | None
 
 
 class CheckpointStore:
@@ -129,11 +90,10 @@ class CheckpointStore:
         # Once through JSON, so that tuples and lists compare equal.
         self._identity = json.loads(json.dumps(to_jsonable(identity)))
         self._kept = frozenset(kept)
-        self._leads = jax.process_index() == 0
         self._lock: int | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.folder) if self._leads else None
+            self._lock = _take_lock(self.folder)
         except OSError as error:
             raise RunFolderError(f"Cannot use the folder {self.folder}: {error.strerror or error}.") from error
         try:
@@ -143,17 +103,17 @@ class CheckpointStore:
             raise
 
     def _open(self, resume: bool) -> None:
-        if self._leads:
-            for each in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-                shutil.rmtree(each, ignore_errors=True)
-        epochs = self.epochs()
-        if epochs and not resume:
+        for each in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            shutil.rmtree(each, ignore_errors=True)
+        newest = self._newest()
+        if newest is not None and not resume:
+            count, last = len(self.epochs()) + self._is_begun(newest), int(newest.name.rpartition("_")[2])
             raise RunFolderError(
-                f"{self.folder} already holds {len(epochs)} checkpoints, up to epoch {epochs[-1]}: resume, or choose "
-                "another folder."
+                f"{self.folder} already holds {count} checkpoint{'s' if count != 1 else ''}, up to epoch {last}: "
+                "resume, or choose another folder."
             )
-        if epochs:
-            self._check_identity(self._record(epochs[-1]))
+        if newest is not None:
+            self._check_identity(_read_record(newest))
 
     def close(self) -> None:
         """Free the lock. Closing twice does nothing."""
@@ -169,60 +129,79 @@ class CheckpointStore:
         """Epochs with a checkpoint, increasing."""
         return stored_epochs(self.folder)
 
-    def _record(self, epoch: int) -> dict[str, Any]:
-        return _read_record(self.path(epoch))
+    def _newest(self) -> Path | None:
+        """The newest checkpoint, be it within an epoch."""
+        epochs, begun = self.epochs(), _numbers(self.folder, _BEGUN)
+        # One that an epoch has overtaken was about to be deleted when the run was killed.
+        if begun and (not epochs or begun[-1] > epochs[-1]):
+            return self.folder / f"{_BEGUN}{begun[-1]:06d}"
+        return self.path(epochs[-1]) if epochs else None
+
+    @staticmethod
+    def _is_begun(path: Path) -> bool:
+        return path.name.startswith(_BEGUN)
 
     def _check_identity(self, record: Mapping[str, Any]) -> None:
-        differing = _differences(record["identity"], self._identity)
+        differing = differences(record["identity"], self._identity)
         if differing:
             raise RunFolderError(f"Cannot resume {self.folder}: the run differs in {', '.join(differing)}.")
 
-    def save(self, epoch: int, state: Any, history: Mapping[str, Any], returned: Mapping[str, np.ndarray]) -> None:
-        """Write the checkpoint of an epoch, then delete those that need not stay.
+    def save(
+        self,
+        epoch: int,
+        state: Any,
+        history: Mapping[str, Any],
+        returned: Mapping[str, np.ndarray],
+        begun: Begun | None = None,
+    ) -> None:
+        """Write a checkpoint, then delete those that need not stay.
 
         Args:
             epoch: number of finished epochs.
-            state: pytree of arrays.
+            state: pytree of arrays, each of them whole on a device of this process.
             history: columns of the history so far.
             returned: arrays of the callback, from `flat_returned`.
+            begun: steps of the next epoch, if this is within it.
 
         Raises:
             RunFolderError: naming the path, if it cannot be written. Earlier checkpoints stay.
         """
-        final = self.path(epoch)
+        final = self.path(epoch) if begun is None else self.folder / f"{_BEGUN}{epoch + 1:06d}"
         temporary = self.folder / f"{TEMPORARY_PREFIX}{final.name}"
-        arrays = named_leaves(state)
         record = {
             "format": _FORMAT,
             "identity": self._identity,
             "epoch": epoch,
             "history": {name: np.asarray(column).tolist() for name, column in history.items()},
         }
+        values = {f"at/{name}": each for name, each in returned.items()}
+        values |= {} if begun is None else {f"begun/{name}": each for name, each in begun.arrays().items()}
         try:
-            _write_arrays(temporary / _ARRAYS, arrays)
-            if self._leads:
-                np.savez(temporary / _RETURNED, allow_pickle=False, **{f"at/{k}": v for k, v in returned.items()})
-                record["files"] = _file_digests(temporary)
-                write_json(temporary / _RECORD, record)
-                if final.exists():
-                    shutil.rmtree(final)
-                os.replace(temporary, final)
-                self._prune(epoch)
+            _write_arrays(temporary / _ARRAYS, named_leaves(state))
+            np.savez(temporary / _RETURNED, allow_pickle=False, **values)
+            record["files"] = _file_digests(temporary)
+            write_json(temporary / _RECORD, record)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            self._prune(final)
         except Exception as error:
             # Orbax reports a full disk or a missing permission under several types.
-            if self._leads:
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise RunFolderError(
                 f"Cannot write the checkpoint {final}: {_short(error)}. Earlier checkpoints are unchanged."
             ) from error
-        _wait_for_all(f"saved {epoch}")
 
-    def _prune(self, newest: int) -> None:
-        for epoch in self.epochs():
-            if epoch != newest and epoch not in self._kept:
+    def _prune(self, newest: Path) -> None:
+        begun = [self.folder / f"{_BEGUN}{number:06d}" for number in _numbers(self.folder, _BEGUN)]
+        epochs = [self.path(epoch) for epoch in self.epochs() if epoch not in self._kept]
+        # Within an epoch, the last whole one stays too.
+        epochs = epochs if not self._is_begun(newest) else []
+        for each in (*begun, *epochs):
+            if each != newest:
                 # Renamed first: a kill half-way must not leave half a checkpoint under a whole one's name.
-                doomed = self.folder / f"{TEMPORARY_PREFIX}old-{epoch}"
-                os.replace(self.path(epoch), doomed)
+                doomed = self.folder / f"{TEMPORARY_PREFIX}old-{each.name}"
+                os.replace(each, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def restore(self, like: Any) -> Restored | None:
@@ -237,27 +216,30 @@ class CheckpointStore:
         Raises:
             RunFolderError: naming the checkpoint, if any part of it is damaged.
         """
-        epochs = self.epochs()
-        if not epochs:
+        path = self._newest()
+        if path is None:
             return None
-        record = self._record(epochs[-1])
-        path = self.path(epochs[-1])
+        record = _read_record(path)
         arrays = read_arrays(path, record, like)
         returned = {}
-        for epoch in epochs:
+        for epoch in self.epochs():
             if epoch in self._kept:
-                each = self._record(epoch)
+                each = _read_record(self.path(epoch))
                 self._check_identity(each)
                 _check_files(self.path(epoch), each)
-                returned[epoch] = nested_returned(_read_returned(self.path(epoch)))
+                returned[epoch] = _read_returned(self.path(epoch), "at/")
         history = {name: _column(path, each) for name, each in record["history"].items()}
-        return Restored(epochs[-1], arrays, history, returned)
+        return Restored(record["epoch"], arrays, history, returned, Begun.of(_read_returned(path, "begun/")))
+
+
+def _numbers(folder: Path, prefix: str) -> list[int]:
+    names = [each.name.removeprefix(prefix) for each in folder.glob(f"{prefix}*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def stored_epochs(folder: Path) -> list[int]:
     """Epochs with a checkpoint in a folder, increasing."""
-    names = [each.name.removeprefix("epoch_") for each in folder.glob("epoch_*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return _numbers(folder, "epoch_")
 
 
 def read_arrays(path: Path, record: Mapping[str, Any], like: Any) -> dict[str, Any]:
@@ -266,12 +248,9 @@ def read_arrays(path: Path, record: Mapping[str, Any], like: Any) -> dict[str, A
 
     _check_files(path, record)
     wanted = named_leaves(like)
-    shapes = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in wanted.items()
-    }
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            arrays = checkpointer.restore(path / _ARRAYS, shapes)
+        with ocp.StandardCheckpointer(**_alone()) as checkpointer:
+            arrays = checkpointer.restore(path / _ARRAYS, {name: _target(leaf) for name, leaf in wanted.items()})
         return {name: arrays[name] for name in wanted}
     except Exception as error:
         raise _damaged(path, _short(error)) from error
@@ -322,27 +301,43 @@ def read_record(folder: Path, epoch: int) -> tuple[Path, dict[str, Any]]:
     return path, _read_record(path)
 
 
-def _read_returned(path: Path) -> dict[str, np.ndarray]:
+def _read_returned(path: Path, prefix: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path / _RETURNED) as stored:
-            return {name.removeprefix("at/"): stored[name] for name in stored.files}
+            return {name.removeprefix(prefix): stored[name] for name in stored.files if name.startswith(prefix)}
     except Exception as error:
         raise _damaged(path, f"{_RETURNED}: {_short(error)}") from error
+
+
+def _alone() -> dict[str, Any]:
+    """Options of a checkpointer that does not wait for other processes."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return {}
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"nctheory-{own}"
+    )
+    return {"multiprocessing_options": options}
+
+
+def _target(leaf: Any) -> Any:
+    """What to restore a leaf into: its own placement, or with several processes a NumPy array."""
+    if jax.process_count() == 1:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return np.zeros(leaf.shape, leaf.dtype)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    if jax.process_count() > 1:
+        # Orbax would have every process write a part of what all of them hold.
+        arrays = {name: np.asarray(leaf) for name, leaf in arrays.items()}
+    with ocp.StandardCheckpointer(**_alone()) as checkpointer:
         checkpointer.save(path, dict(arrays), force=True)
         checkpointer.wait_until_finished()
-
-
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def _short(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
-from nctheory.vision import _run
+from nctheory.vision import _run, _together
 from nctheory.vision._checkpoints import RunFolderError, read_arrays, read_record, stored_epochs
 from nctheory.vision._run import COLUMNS
 from nctheory.vision._run import NonFiniteLossError as NonFiniteLossError
@@ -150,7 +151,7 @@ def train_network(
             damaged one.
         NonFiniteLossError: when the loss of a step is not finite; earlier checkpoints stay.
     """
-    mesh = _data_mesh(mesh, config)
+    mesh = _data_mesh(_together.mesh_of_all(DATA_AXIS) if mesh is None else mesh, config)
     program = _checked_program(spec, config, train, test, (seed,), mesh=mesh)
     job = _run.Job(program, config, train, test, (seed,), form=_form(form, program))
     done = job.run(folder, resume=resume, progress=progress, on_checkpoint=on_checkpoint, save_every=_every(save_every))
@@ -245,7 +246,7 @@ def load_network(spec: Any, folder: str | Path, epoch: int | None = None) -> nnx
     program = Program(**{**fields, "spec": spec, "mesh": None, "image_shape": tuple(identity["image_shape"])})
     like = first_state(jax.random.key(0), program=program)
     arrays = read_arrays(path, record, like)
-    state = jax.tree.unflatten(jax.tree.structure(like), list(arrays.values()))
+    state = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in arrays.values()])
     return nnx.merge(graphs(program).eval, state.params, state.others)
 
 
