@@ -116,7 +116,13 @@ class Config(RunOptions):
     @property
     def name(self) -> str:
         """Of the run folder."""
-        return "-".join(self.dataset) if self.network is None else "-".join([*self.dataset, self.network])
+        default = {each.name: each.default for each in dataclasses.fields(self)}
+        parts = [*self.dataset, *([] if self.network is None else [self.network])]
+        # What changes the question has a folder of its own.
+        parts += [str(getattr(self, name)) for name in ("activation", "loss") if getattr(self, name) != default[name]]
+        if self.conditions != default["conditions"]:
+            parts += sorted(self.conditions)
+        return "-".join(parts)
 
     @property
     def sized(self) -> "Config":

@@ -1,8 +1,11 @@
 """The package as a whole: light to import, nothing global set, layers kept apart, documents in step with the code."""
 
 import ast
+import contextlib
 import doctest
 import importlib
+import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import nctheory
+from nctheory._cli import run_main
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "nctheory").rglob("*.py"))
@@ -155,19 +159,30 @@ def test_import_is_fast():
     assert min(seconds("-c", "import nctheory") for _ in range(3)) < 2
 
 
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda script: script.stem)
+def test_help_names_the_common_flags(script):
+    spec = importlib.util.spec_from_file_location(f"_help_{script.stem}", script)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        run_main(module.Config, module.run, ["--help"])
+    for flag in ("--out", "--smoke", "--resume", "--plot-only", "--num-seeds", "--seed"):
+        assert flag in shown.getvalue(), f"{script.name} has no {flag}"
+
+
 def test_help_of_every_experiment_is_fast():
-    """`--help` within 1.2 x `import jax`: best of at most five alternating rounds, as other work only slows."""
+    """`--help` within 1.2 x `import jax`: best of at most five rounds each, as other work only slows."""
     assert EXPERIMENTS
+    imports = [seconds("-c", "import jax") for _ in range(3)]
     for script in EXPERIMENTS:
-        shown = python(str(script), "--help").stdout
-        for flag in ("--out", "--smoke", "--resume", "--plot-only", "--num-seeds", "--seed"):
-            assert flag in shown, f"{script.name} has no {flag}"
-        helps, imports = [], []
+        helps = []
         for _ in range(5):
             helps.append(seconds(str(script), "--help"))
-            imports.append(seconds("-c", "import jax"))
-            if len(helps) >= 3 and min(helps) <= 1.2 * min(imports):
+            if min(helps) <= 1.2 * min(imports):
                 break
+            # The machine may have become faster since, never slower than its best.
+            imports.append(seconds("-c", "import jax"))
         assert min(helps) <= 1.2 * min(imports), f"{script.name}: {min(helps):.2f} s, jax {min(imports):.2f} s"
 
 

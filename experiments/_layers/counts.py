@@ -21,8 +21,9 @@ def share_of_seeds(passed: Any, finite: Any) -> Interval:
         finite: seeds whose run did not diverge; the others do not pass, and are counted.
 
     Returns:
-        The share, with ends equal to it.
+        The share, with ends equal to it; with a single seed ends of NaN, so that no verdict rests on it.
     """
     finite = np.asarray(finite, dtype=bool)
     share = float((np.asarray(passed, dtype=bool) & finite).mean())
-    return Interval(share, share, share, finite.size, int((~finite).sum()), "share of the seeds run, a count")
+    end = share if finite.size > 1 else float("nan")
+    return Interval(share, end, end, finite.size, int((~finite).sum()), "share of the seeds run, a count")

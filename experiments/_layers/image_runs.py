@@ -179,6 +179,9 @@ def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> 
             for name in record.METRICS
         },
         finite=np.array([each is not None for each in found]),
+        reached_epochs=np.stack(
+            [np.full(size[0], -1) if each is None else np.asarray(each.reached_epochs) for each in found]
+        ),
     )
 
 

@@ -98,14 +98,11 @@ def train_and_measure(
         RunFolderError: as in `vision.train_network`.
         NonFiniteLossError: if the training diverges.
     """
-    from nctheory import _checks, vision
+    from nctheory import vision
 
     if measure_epochs is not None:
         config = dataclasses.replace(config, checkpoint_epochs=tuple(measure_epochs))
-    measured = (train, test) if max_measured is None else (train.head(max_measured), test.head(max_measured))
-    for name, part in zip(SPLITS, measured, strict=True):
-        # Before the training, which would stop at its first checkpoint.
-        _checks.no_empty_class(f"{name}.labels", part.labels, num_classes=train.num_classes)
+    measured = _measured_splits(train, test, max_measured)
 
     def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
         del epoch
@@ -115,6 +112,16 @@ def train_and_measure(
         spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
     )
     return _record(run, config.kept_epochs, tuple(milestones))
+
+
+def _measured_splits(train: "Images", test: "Images", count: int | None) -> "tuple[Images, Images]":
+    """The images to measure; refused before the training, which would otherwise stop at its first checkpoint."""
+    from nctheory import _checks
+
+    measured = (train, test) if count is None else (train.head(count), test.head(count))
+    for name, part in zip(SPLITS, measured, strict=True):
+        _checks.no_empty_class(f"{name}.labels", part.labels, num_classes=train.num_classes)
+    return measured
 
 
 def _measure(network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class ConditionRuns:
         milestone_epochs: (seed, milestone); -1 where never reached.
         milestone_metrics: by name, (seed, milestone, split, layer).
         finite: (seed).
+        reached_epochs: (seed, milestone), the epochs that reached them where only some of the epochs are measured; by
+            default the measured ones.
     """
 
     epochs: Sequence[int]
@@ -52,6 +54,7 @@ class ConditionRuns:
     milestone_epochs: np.ndarray
     milestone_metrics: Mapping[str, np.ndarray]
     finite: np.ndarray
+    reached_epochs: np.ndarray | None = None
 
 
 def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
@@ -138,27 +141,7 @@ def _of_condition(
         variables[name] = (("seed", "epoch", "split", "layer"), runs.metrics[name], words)
         marked = (("seed", "milestone", "split", "layer"), runs.milestone_metrics[name], words)
         variables[f"milestone_{name}"] = marked
-    shares = {"units": "dimensionless", "definition": "share of right answers, train labels as trained on"}
-    variables["loss"] = (
-        ("seed", "epoch", "split"),
-        runs.losses,
-        {"units": "unit of the loss", "definition": "data term of the objective"},
-    )
-    variables["accuracy"] = (("seed", "epoch", "split"), runs.accuracies, shares)
-    variables["epoch_accuracy"] = (
-        ("seed", "training_epoch"),
-        runs.epoch_accuracy,
-        {"units": "dimensionless", "definition": "train accuracy of every epoch, each batch before its step"},
-    )
-    variables["milestone_epoch"] = (
-        ("seed", "milestone"),
-        runs.milestone_epochs,
-        {
-            "units": "epochs",
-            "definition": "first epoch (image networks: first measured one) whose train accuracy reaches it; "
-            "-1 where none does",
-        },
-    )
+    variables |= _of_epochs(runs) | _of_milestones(runs)
     variables["finite"] = (("seed",), np.asarray(runs.finite, dtype=bool))
     variables["num_epochs"] = ((), runs.epochs[-1], {"units": "epochs", "definition": "length of training"})
     coordinates = {
@@ -170,6 +153,30 @@ def _of_condition(
         "milestone": np.asarray(milestones, dtype=np.float64),
     }
     return xr.Dataset(variables, coordinates)
+
+
+def _of_epochs(runs: ConditionRuns) -> dict[str, Any]:
+    """Variables of the network as a whole at measured epochs and at all of them."""
+    shares = {"units": "dimensionless", "definition": "share of right answers, train labels as trained on"}
+    running = {"units": "dimensionless", "definition": "train accuracy of every epoch, each batch before its step"}
+    losses = {"units": "unit of the loss", "definition": "data term of the objective"}
+    return {
+        "loss": (("seed", "epoch", "split"), runs.losses, losses),
+        "accuracy": (("seed", "epoch", "split"), runs.accuracies, shares),
+        "epoch_accuracy": (("seed", "training_epoch"), runs.epoch_accuracy, running),
+    }
+
+
+def _of_milestones(runs: ConditionRuns) -> dict[str, Any]:
+    """When the milestones were reached."""
+    reached = runs.milestone_epochs if runs.reached_epochs is None else runs.reached_epochs
+    words = "first epoch{} whose train accuracy reaches it; -1 where none does"
+    measured = words.format(" (image networks: first measured one)")
+    of_all = words.format(", measured or not,")
+    return {
+        "milestone_epoch": (("seed", "milestone"), runs.milestone_epochs, {"units": "epochs", "definition": measured}),
+        "reached_epoch": (("seed", "milestone"), reached, {"units": "epochs", "definition": of_all}),
+    }
 
 
 def _chain(chain: Mapping[str, np.ndarray] | None) -> dict[str, Any]:

@@ -88,10 +88,10 @@ def rank_with_depth(values: Float[np.ndarray, "S L1"]) -> Float[np.ndarray, " S"
 
 
 def effective_depth(mismatch: Float[np.ndarray, "S L1"]) -> Float[np.ndarray, " S"]:
-    """Smallest layer, the input being 0, whose mismatch is at most `EPSILON`; L + 1 if none is, NaN if one is NaN."""
+    """Smallest layer, the input being 0, whose mismatch is at most `EPSILON`; NaN if none is, or if one is NaN."""
     small = mismatch <= EPSILON
-    found = np.where(small.any(axis=1), small.argmax(axis=1), mismatch.shape[1]).astype(np.float64)
-    return np.where(np.isnan(mismatch).any(axis=1), np.nan, found)
+    known = small.any(axis=1) & ~np.isnan(mismatch).any(axis=1)
+    return np.where(known, small.argmax(axis=1).astype(np.float64), np.nan)
 
 
 def line_fit(values: Float[np.ndarray, "S n"]) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
@@ -109,12 +109,26 @@ def line_fit(values: Float[np.ndarray, "S n"]) -> tuple[Float[np.ndarray, " S"],
     return slope, np.divide(explained, total, out=np.full_like(total, np.nan), where=moved)
 
 
-def largest_geometric_factor(depth: int) -> float:
+def falling(values: Float[np.ndarray, "S n"]) -> Float[np.ndarray, " S"]:
+    """R^2 of the line of `line_fit` where it falls, and minus it where it rises: an even rise is no even fall."""
+    slope, explained = line_fit(values)
+    return np.where(slope <= 0, explained, -explained)
+
+
+def largest_geometric_factor(depth: int, *, first: int = 0) -> float:
     """Largest factor a layer, below 1, at which a geometric decay q_l = factor^l has shallow share `SHALLOW_SHARE`.
 
     Every geometric decay by a smaller factor passes the linear-scale criterion too, whatever network it comes from.
+
+    Args:
+        depth: number L of hidden layers.
+        first: layer from which the fall is counted, as in `shallow_share`.
+
+    Returns:
+        The factor, dimensionless; 0 if no decay passes, because the shallower half is the first layer alone.
     """
-    half, low, high = (depth + 1) // 2, 0.0, 1.0
+    half, depth = (depth + 1) // 2 - first, depth - first
+    low, high = 0.0, 1.0
     if half / depth >= SHALLOW_SHARE:
         return 1.0
     for _ in range(60):
@@ -124,16 +138,27 @@ def largest_geometric_factor(depth: int) -> float:
     return low
 
 
-def emerges(layers: Layers, untrained: Layers) -> dict[str, Bool[np.ndarray, " S"]]:
-    """A0: some collapse in most hidden layers, more of it the deeper they lie."""
-    fallen = (layers.nc1 <= HALVED * untrained.nc1)[:, 1:].sum(axis=1)
-    return {
+def emerges(layers: Layers, untrained: Layers | None = None) -> dict[str, Bool[np.ndarray, " S"]]:
+    """A0: some collapse in most hidden layers, more of it the deeper they lie.
+
+    Args:
+        layers: to judge.
+        untrained: the same networks before training; without it, as for these networks themselves, the part that
+            compares the two is left out.
+
+    Returns:
+        The parts of the criterion.
+    """
+    found = {
         "rank(r, l) <= -0.9": rank_with_depth(layers.ratio) <= RANK_RATIO,
         "r_L <= 0.1 r_1": layers.ratio[:, -1] <= RATIO_DROP * layers.ratio[:, 1],
         "m_L <= 0.005": layers.mismatch[:, -1] <= LAST_MISMATCH,
         "rank(m, l) <= -0.8": rank_with_depth(layers.mismatch) <= RANK_MISMATCH,
-        "q_l halved by training in half of the layers": fallen >= layers.half,
     }
+    if untrained is not None:
+        fallen = (layers.nc1 <= HALVED * untrained.nc1)[:, 1:].sum(axis=1)
+        found["q_l halved by training in half of the layers"] = fallen >= layers.half
+    return found
 
 
 def shallow(layers: Layers) -> dict[str, Bool[np.ndarray, " S"]]:
@@ -155,7 +180,8 @@ def shallow_from_first(layers: Layers) -> dict[str, Bool[np.ndarray, " S"]]:
 
 def separates(layers: Layers, *, norms: bool = True) -> dict[str, Bool[np.ndarray, " S"]]:
     """A2: class means spread to equal angles with depth; with `norms`, to equal lengths too."""
-    late = layers.angles[:, layers.depth - layers.depth // 2 + 1 :]
+    # The last floor(L/2) layers, but always two: one alone cannot rise.
+    late = layers.angles[:, min(layers.depth - layers.depth // 2 + 1, layers.depth - 1) :]
     found = {
         "c_L <= 0.7 c_1": layers.angles[:, -1] <= ANGLE_DROP * layers.angles[:, 1],
         "c does not rise in the last layers": (late[:, 1:] <= (1 + ANGLE_TOLERANCE) * late[:, :-1]).all(axis=1)
@@ -166,9 +192,24 @@ def separates(layers: Layers, *, norms: bool = True) -> dict[str, Bool[np.ndarra
     return found
 
 
+def counts_norms(condition: str) -> bool:
+    """Whether A2 asks a condition for equal norms too: the fact sheet of this project does on digits alone."""
+    return condition.startswith("digits")
+
+
 def ordered(*depths: Float[np.ndarray, " S"]) -> Bool[np.ndarray, " S"]:
     """A3: effective depths of data of rising hardness, each at least one layer above the one before."""
     return np.logical_and.reduce([low + 1 <= high for low, high in pairwise(depths)])
+
+
+def upper_half(values: Float[np.ndarray, " S"]) -> Float[np.ndarray, " H"]:
+    """Differences of the S//2 largest and the S//2 smallest values, in order: the most that scatter can make of halves.
+
+    With an odd number the middle one is left out; NaN counts as largest, and its difference is NaN.
+    """
+    rising = np.sort(values)
+    count = len(rising) // 2
+    return rising[len(rising) - count :] - rising[:count]
 
 
 def every(parts: dict[str, Bool[np.ndarray, " S"]]) -> Bool[np.ndarray, " S"]:

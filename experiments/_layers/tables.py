@@ -28,26 +28,29 @@ def table(history: "xr.Dataset") -> str:
 def reading(history: "xr.Dataset") -> str:
     """What the linear-scale statement says and does not say, in words with this depth's numbers."""
     depth = history.sizes["layer"] - 1
-    half, factor = (depth + 1) // 2, scores.largest_geometric_factor(depth)
+    # Of image networks, the first measured activations stand in the input's place.
+    first = 1 if history.attrs["kind"] == "images" else 0
+    half, factor = (depth + 1) // 2, scores.largest_geometric_factor(depth, first=first)
+    even = (half - first) / (depth - first) if depth > first else float("nan")
     return (
         f"Reading of A1: on a linear scale every geometric decay puts most of its fall into its first layers. With "
-        f"{depth} hidden layers any decay by a factor below {factor:.3f} a layer has S_h >= {scores.SHALLOW_SHARE:g} "
-        f"at h = {half}, so A1 and an even fall of the logarithm (law of data separation) describe one curve; the "
-        f"log-scale share of an even fall is h/L = {half / depth:.2f}."
+        f"{depth} layers, the fall counted from layer {first}, any decay by a factor below {factor:.3f} a layer has "
+        f"S_h >= {scores.SHALLOW_SHARE:g} at h = {half}, so A1 and an even fall of the logarithm (law of data "
+        f"separation) describe one curve; the log-scale share of an even fall is {even:.2f}."
     )
 
 
 def shortfalls(history: "xr.Dataset") -> str:
-    """Which part of which criterion the first condition's seeds fail, one line each; empty if all pass."""
+    """Which part of which criterion the first condition's seeds fail, and what is not judged; empty if nothing."""
     condition = str(history["condition"].values[0])
     layers, untrained = (scores.layers_at(history, condition, trained=trained) for trained in (True, False))
     of_images = history.attrs["kind"] == "images"
     found = {
         "A0": scores.emerges(layers, untrained),
         "A1": scores.shallow_from_first(layers) if of_images else scores.shallow(layers),
-        "A2": scores.separates(layers, norms=condition.startswith("digits")),
+        "A2": scores.separates(layers, norms=scores.counts_norms(condition)),
     }
-    lines = []
+    lines = _unjudged([str(each) for each in history["condition"].values], of_images=of_images)
     for name, parts in found.items():
         for part, passed in parts.items():
             seeds = history["seed"].values[~passed].tolist()
@@ -56,6 +59,16 @@ def shortfalls(history: "xr.Dataset") -> str:
                 if part.startswith("rank(m"):
                     lines[-1] += " (layers with equal mismatch, such as 0, weaken a rank correlation)"
     return "\n".join(lines)
+
+
+def _unjudged(present: list[str], *, of_images: bool) -> list[str]:
+    """Why A3 has no verdict, if it has none."""
+    if of_images:
+        sets = [each for each in present if not each.endswith("_no_decay")]
+        return [] if len(sets) > 1 else ["A3 is not judged: it compares at least two image sets"]
+    if "gmm_easy" in present and {"digits_noise20", "digits_noise50"} & set(present):
+        return []
+    return ["A3 is not judged: it needs the conditions gmm_easy and digits_noise20 or digits_noise50"]
 
 
 def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
@@ -79,6 +92,7 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
         "log-scale share of q": _shown(scores.shallow_share(layers.nc1, log=True)),
         "factor on r a layer": _shown(np.exp(slope)),
         "R^2 of log r": _shown(even),
+        "R^2 of log q": _shown(scores.line_fit(np.log(layers.nc1))[1]),
         "r_L/r_1": _shown(layers.ratio[:, -1] / layers.ratio[:, 1]),
         "rank(r, l)": _shown(scores.rank_with_depth(layers.ratio)),
         "rank(m, l)": _shown(scores.rank_with_depth(layers.mismatch)),
@@ -90,7 +104,7 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
         "effective depth l*": _shown(scores.effective_depth(layers.mismatch)),
         "seeds that pass A0": _count(scores.emerges(layers, untrained)),
         "seeds that pass A1": _count(scores.shallow_from_first(layers) if of_images else scores.shallow(layers)),
-        "seeds that pass A2": _count(scores.separates(layers, norms=condition.startswith("digits") or not of_images)),
+        "seeds that pass A2": _count(scores.separates(layers, norms=scores.counts_norms(condition))),
     }
     return found
 

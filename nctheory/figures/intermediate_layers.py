@@ -31,6 +31,8 @@ _DARKEST = 0.88
 def stages(history: "xr.Dataset", condition: str, metric: str) -> "list[tuple[str, xr.DataArray]]":
     """A metric at the stages of training: untrained, at each milestone that any seed reaches, at the end.
 
+    Milestones with the same measured epochs, as rare checkpoints give them, are one stage: "0.9-0.975".
+
     Args:
         history: The record.
         condition: One of its conditions.
@@ -42,10 +44,14 @@ def stages(history: "xr.Dataset", condition: str, metric: str) -> "list[tuple[st
     one = history.sel(condition=condition)
     at_epoch = one[metric].sel(split="train")
     found = [("untrained", at_epoch.sel(epoch=0))]
+    merged: dict[tuple[int, ...], list[float]] = {}
     for milestone in history["milestone"].values:
-        marked = one[f"milestone_{metric}"].sel(split="train", milestone=milestone)
-        if bool(marked.notnull().any()):
-            found.append((f"{milestone:g}", marked))
+        epochs = one["milestone_epoch"].sel(milestone=milestone).values
+        if bool(one[f"milestone_{metric}"].sel(split="train", milestone=milestone).notnull().any()):
+            merged.setdefault(tuple(epochs.tolist()), []).append(float(milestone))
+    for same in merged.values():
+        name = f"{same[0]:g}" if len(same) == 1 else f"{same[0]:g}-{same[-1]:g}"
+        found.append((name, one[f"milestone_{metric}"].sel(split="train", milestone=same[0])))
     return [*found, ("end", at_epoch.sel(epoch=int(one["num_epochs"])))]
 
 
@@ -184,40 +190,55 @@ def draw(history: "xr.Dataset") -> "Figure":
         The figure, `plotting.TEXT_WIDTH` inches wide.
     """
     from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
 
     map_ = colormaps[plotting.SEQUENTIAL_MAP].resampled(256)
     colors: Callable[[float], Any] = lambda share: map_(_DARKEST * float(share))  # noqa: E731
-    first, last_layer = str(history["condition"].values[0]), history.sizes["layer"] - 1
     with plotting.use_style():
         figure = plotting.new_figure(plotting.TEXT_WIDTH, 7.4)
         parts: Any = figure.subfigures(3, 1, height_ratios=[2.5, 2.3, 2.6])
-        panels: Any = parts[0].subplots(1, len(BY_LAYER))
-        for axes, (metric, label, scale) in zip(panels, BY_LAYER, strict=True):
-            _draw_stages(axes, history, first, metric, scale, colors)
-            axes.set_ylabel(label)
-        handles, labels = panels[0].get_legend_handles_labels()
-        parts[0].legend(
-            handles, labels, loc="outside upper center", ncols=len(labels), title=f"{first}, train accuracy reached"
-        )
-        panels = parts[1].subplots(1, len(BY_EPOCH))
-        for axes, (metric, label, scale) in zip(panels, BY_EPOCH, strict=True):
-            _draw_epochs(axes, history, first, metric, scale, colors)
-            axes.set_ylabel(label)
-        shades = ListedColormap(map_(np.linspace(0, _DARKEST, 256)))
-        bar = parts[1].colorbar(ScalarMappable(Normalize(0, last_layer), shades), ax=panels, pad=0.02)
-        bar.set_ticks(sorted({0, last_layer // 2, last_layer}))
-        bar.set_label("layer (0 = input)")
-        with_chain = "chain_ratio" in history
-        panels = parts[2].subplots(1, 2 + with_chain)
-        _draw_mismatch(panels[0], history)
-        _draw_conditions(panels[1], history, "within_between_ratio")
-        panels[1].set_yscale("log")
-        panels[1].set_ylabel(r"tr $\Sigma_W$ / tr $\Sigma_B$")
-        panels[1].set_title("end of training")
-        if with_chain:
-            _draw_chain(panels[2], history)
-        handles, labels = panels[0].get_legend_handles_labels()
-        parts[2].legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+        _draw_top(parts[0], history, colors)
+        _draw_middle(parts[1], history, colors, map_)
+        _draw_bottom(parts[2], history)
     return figure
+
+
+def _draw_top(part: Any, history: "xr.Dataset", colors: Any) -> None:
+    first = str(history["condition"].values[0])
+    panels = part.subplots(1, len(BY_LAYER))
+    for axes, (metric, label, scale) in zip(panels, BY_LAYER, strict=True):
+        _draw_stages(axes, history, first, metric, scale, colors)
+        axes.set_ylabel(label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = f"{first}, train accuracy reached"
+    if history.attrs["kind"] == "images":
+        title += ", at the first measured epoch after it"
+    part.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=title)
+
+
+def _draw_middle(part: Any, history: "xr.Dataset", colors: Any, map_: Any) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    first, last_layer = str(history["condition"].values[0]), history.sizes["layer"] - 1
+    panels = part.subplots(1, len(BY_EPOCH))
+    for axes, (metric, label, scale) in zip(panels, BY_EPOCH, strict=True):
+        _draw_epochs(axes, history, first, metric, scale, colors)
+        axes.set_ylabel(label)
+    shades = ListedColormap(map_(np.linspace(0, _DARKEST, 256)))
+    bar = part.colorbar(ScalarMappable(Normalize(0, last_layer), shades), ax=panels, pad=0.02)
+    bar.set_ticks(sorted({0, last_layer // 2, last_layer}))
+    bar.set_label("layer (0 = input)")
+
+
+def _draw_bottom(part: Any, history: "xr.Dataset") -> None:
+    with_chain = "chain_ratio" in history
+    panels = part.subplots(1, 2 + with_chain)
+    _draw_mismatch(panels[0], history)
+    _draw_conditions(panels[1], history, "within_between_ratio")
+    panels[1].set_yscale("log")
+    panels[1].set_ylabel(r"tr $\Sigma_W$ / tr $\Sigma_B$")
+    panels[1].set_title("end of training")
+    if with_chain:
+        _draw_chain(panels[2], history)
+    handles, labels = panels[0].get_legend_handles_labels()
+    part.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))

@@ -61,7 +61,8 @@ def _interval(values: "xr.DataArray") -> tuple[np.ndarray, np.ndarray]:
 
     count = values.notnull().sum("seed")
     quantile = stats.t.ppf(0.975, np.maximum(count.values - 1, 1))
-    return values.mean("seed").values, quantile * values.std("seed", ddof=1).values / np.sqrt(count.values)
+    half = quantile * values.std("seed", ddof=1).values / np.sqrt(count.values)
+    return np.asarray(values.mean("seed").values), np.asarray(half)
 
 
 def _points(axis: "Axes", x, values: "xr.DataArray", color: str, marker: str, label: str | None = None) -> None:

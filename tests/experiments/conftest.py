@@ -1,14 +1,20 @@
 """What the tests of the scripts share: a finished smoke run of the synthetic experiment, measurements and verdicts."""
 
+import contextlib
 import fcntl
+import importlib.util
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
 from _bench import Bench
+
+from nctheory._cli import run_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +23,22 @@ def run_script(name, *arguments, **options):
     """Run a script of the repository as a user does, from its root."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def run_here(name, *arguments):
+    """Run a script of the repository as `run_script` does, without the seconds that a new process spends on imports."""
+    unique = "_script_" + name.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(unique, ROOT / name)
+    module = sys.modules[unique] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out, err = io.StringIO(), io.StringIO()
+    # As in a user's process, which has none of the tests' strict rules.
+    rules = (jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False))
+    with contextlib.ExitStack() as stack:
+        for each in (*rules, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+            stack.enter_context(each)
+        code = run_main(module.Config, module.run, [str(each) for each in arguments])
+    return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(code, shown, message, out):

@@ -16,7 +16,7 @@ from flax import nnx
 from nctheory import vision
 from nctheory._cli import run_main
 from nctheory.vision import networks
-from tests.experiments.conftest import assert_refused, history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_here, run_script
 
 SCRIPT = "experiments/coarse_grid.py"
 # The smallest networks: what is tested is the experiment, not the training.
@@ -107,7 +107,7 @@ def test_run_killed_between_cells_resumes_to_the_same_numbers(smoke, tmp_path):
 
 
 def test_paper_figure_writes_figures_and_numbers(smoke, tmp_path):
-    result = run_script("paper_figs/coarse_grid.py", "--run", smoke[0], "--out", tmp_path)
+    result = run_here("paper_figs/coarse_grid.py", "--run", smoke[0], "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "coarse_grid.csv") as file:
         rows = list(csv.DictReader(file))

@@ -14,9 +14,11 @@ import xarray as xr
 from _coarse import images_claims, images_data, images_options, images_record, images_scores
 
 from nctheory._cli import run_main
-from tests.experiments.conftest import assert_refused, history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_here, run_script
 
 SCRIPT = "experiments/coarse_labels.py"
+# Compiles five times faster than a network of convolutions, whose own run is among the slow tests.
+NETWORK = "mlp-3x64"
 TIMES = ("curve_seconds", "score_seconds")
 
 
@@ -24,7 +26,7 @@ TIMES = ("curve_seconds", "score_seconds")
 def smoke(tmp_path_factory):
     """One finished smoke run that the tests of this file share; read only."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    return out, run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--out", out)
+    return out, run_script(SCRIPT, "--smoke", "--network", NETWORK, "--out", out)
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
@@ -35,7 +37,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert {"config.json", "manifest.json", "history.nc", "claims.json"} <= {path.name for path in out.iterdir()}
     assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
     config = json.loads((out / "config.json").read_text())["config"]
-    assert config["network"] == "resnet-small"
+    assert config["network"] == NETWORK
     assert config["images"]["num_epochs"] == 2
     assert "widths" not in config
 
@@ -90,7 +92,7 @@ def test_every_claim_has_a_control(smoke):
 def test_plot_only_rewrites_the_same_ledger(smoke, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(smoke[0], out, ignore=shutil.ignore_patterns("parts", "claims.json", "figures"))
-    result = run_script(SCRIPT, "--plot-only", "--out", out)
+    result = run_here(SCRIPT, "--plot-only", "--out", out)
     assert result.returncode == 0, result.stderr
     assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()
     assert (out / "figures" / "coarse_images.pdf").is_file()
@@ -104,7 +106,7 @@ def test_run_killed_in_training_resumes_to_the_same_numbers(smoke, tmp_path):
     for name in ("history.nc", "manifest.json", "claims.json"):
         (out / name).unlink()
     shutil.rmtree(out / "parts" / "coarse-0" / "epoch_000002")
-    result = run_script(SCRIPT, "--smoke", "--network", "resnet-small", "--resume", "--out", out)
+    result = run_script(SCRIPT, "--smoke", "--network", NETWORK, "--resume", "--out", out)
     assert result.returncode == 0, result.stderr
     xr.testing.assert_identical(history_of(out).drop_vars(TIMES), history_of(smoke[0]).drop_vars(TIMES))
     assert (out / "claims.json").read_text() == (smoke[0] / "claims.json").read_text()

@@ -8,7 +8,7 @@ import xarray as xr
 from _coarse import claims, store
 
 from nctheory.runs import RunFolderError
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import run_here, run_script
 
 SCRIPT = "experiments/coarse_labels.py"
 
@@ -45,7 +45,7 @@ def test_plot_only_rewrites_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    result = run_script(SCRIPT, "--plot-only", "--out", out)
+    result = run_here(SCRIPT, "--plot-only", "--out", out)
     assert result.returncode == 0, result.stderr
     assert (out / "claims.json").read_text() == before
 
@@ -81,7 +81,7 @@ def test_scores_of_something_else_are_refused_by_name(case, tmp_path):
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/coarse_digits.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/coarse_digits.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"coarse_digits.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "coarse_digits.csv").read_text().splitlines()
@@ -101,7 +101,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ from _merges import claims as merge_claims
 from _merges import pairings, scoring, similarity
 
 from nctheory import vision
-from tests.experiments.conftest import assert_refused, history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_here, run_script
 
 SCRIPT = "experiments/coarse_merges.py"
 
@@ -76,7 +76,7 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
 
 def test_paper_figure_and_its_numbers(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/coarse_merges.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/coarse_merges.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"coarse_merges.{end}" for end in ("pdf", "png", "csv")}
     rows = list(csv.DictReader((tmp_path / "coarse_merges.csv").read_text().splitlines()))
@@ -97,7 +97,7 @@ def test_image_networks_run_and_resume(tmp_path):
     assert np.isfinite(before["recovery"]).all()
     assert json.loads((out / "config.json").read_text())["config"].keys().isdisjoint({"widths", "num_steps"})
     (out / "history.nc").unlink()
-    result = run_script(SCRIPT, *given, "--resume")
+    result = run_here(SCRIPT, *given, "--resume")
     assert result.returncode == 0, result.stderr
     xr.testing.assert_identical(before, history_of(out))
 
@@ -114,7 +114,7 @@ def test_image_networks_run_and_resume(tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 

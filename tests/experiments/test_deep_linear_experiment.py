@@ -14,7 +14,7 @@ from flax import nnx
 
 from nctheory import simulator
 from nctheory._errors import ArgumentError
-from tests.experiments.conftest import assert_refused, run_script
+from tests.experiments.conftest import assert_refused, run_here, run_script
 
 SCRIPT = "experiments/deep_linear.py"
 
@@ -156,7 +156,7 @@ def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert run_here(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
 
 
@@ -173,7 +173,7 @@ def test_resume_gives_the_same_ledger(smoke):
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/deep_linear.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/deep_linear.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"deep_linear.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "deep_linear.csv").read_text().splitlines()
@@ -190,7 +190,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 

@@ -42,6 +42,7 @@ def fresh_compiler():
     return {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_killed_run_resume_to_the_uninterrupted_bits(synthetic_smoke, tmp_path):
     out = tmp_path / "run"
     code, stderr = stop_after(1, signal.SIGINT, out)

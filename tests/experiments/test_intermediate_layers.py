@@ -14,7 +14,7 @@ from _layers.recipes import Recipe, library_units
 from nctheory import simulator
 from nctheory._errors import ArgumentError
 from nctheory.figures import intermediate_layers as figure
-from tests.experiments.conftest import assert_refused, history_of, run_script
+from tests.experiments.conftest import assert_refused, history_of, run_here, run_script
 
 SCRIPT = "experiments/intermediate_layers.py"
 NAMES = ("digits", "digits_no_decay", "gmm_easy", "digits_noise20")
@@ -128,9 +128,44 @@ def test_largest_geometric_factor_is_where_the_criterion_turns(depth):
     assert below > scores.SHALLOW_SHARE > above
 
 
+@pytest.mark.parametrize("depth", [5, 10])
+def test_largest_geometric_factor_without_the_input(depth):
+    factor = scores.largest_geometric_factor(depth, first=1)
+    below, above = (scores.shallow_share(_geometric(factor + step, depth), first=1)[0] for step in (-1e-3, 1e-3))
+    assert below > scores.SHALLOW_SHARE > above
+
+
+def test_no_decay_passes_where_the_shallow_half_is_the_first_layer():
+    assert scores.largest_geometric_factor(2, first=1) == pytest.approx(0, abs=1e-12)
+    assert np.all(scores.shallow_share(_geometric(1e-3, 2), first=1) < scores.SHALLOW_SHARE)
+
+
+def test_an_even_rise_is_no_even_fall():
+    down, up = np.log(_geometric(0.5)), np.log(_geometric(2.0))
+    np.testing.assert_allclose(scores.falling(down), [1, 1])
+    np.testing.assert_allclose(scores.falling(up), [-1, -1])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3.0, 1, 2, 7], [2, 5]), ([1.0, 9, 4], [8]), ([2.0, 2, 2, 2], [0, 0]), ([1.0], [])]
+)
+def test_the_scatter_of_halves(values, expected):
+    np.testing.assert_array_equal(scores.upper_half(np.array(values)), expected)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_angles_of_shallow_networks_are_compared_too(depth):
+    """The last floor(L/2) layers are one or none below four, which compares nothing; two always do."""
+    blank = {name: np.ones((1, depth + 1)) for name in vars(_layers())}
+    down = scores.Layers(**blank | {"angles": np.linspace(1, 0.1, depth + 1)[None]})
+    up = scores.Layers(**blank | {"angles": np.where(np.arange(depth + 1) == depth, 0.6, 0.5)[None]})
+    assert scores.separates(down)["c does not rise in the last layers"].all()
+    assert not scores.separates(up)["c does not rise in the last layers"].any()
+
+
 def test_effective_depth_is_the_first_layer_that_decides():
     mismatch = np.array([[0.2, 0.05, 0.01, 0.0], [0.0] * 4, [0.5, 0.4, 0.3, 0.2], [0.2, np.nan, 0.0, 0.0]])
-    np.testing.assert_array_equal(scores.effective_depth(mismatch), [2, 0, 4, np.nan])
+    np.testing.assert_array_equal(scores.effective_depth(mismatch), [2, 0, np.nan, np.nan])
 
 
 def test_ordered_asks_for_a_whole_layer_and_fails_nan():
@@ -176,6 +211,12 @@ def test_share_of_seeds_counts_diverged_seeds_as_failed():
     interval = claims.share_of_seeds([True] * 6 + [False, True], [True] * 7 + [False])
     assert (interval.measured, interval.low, interval.high) == (0.75, 0.75, 0.75)
     assert (interval.num_seeds, interval.num_nonfinite) == (8, 1)
+
+
+def test_one_seed_decides_nothing():
+    interval = claims.share_of_seeds([True], [True])
+    assert interval.measured == 1
+    assert np.isnan([interval.low, interval.high]).all()
 
 
 def test_chain_prediction_on_orthonormal_images_is_the_closed_form():
@@ -247,6 +288,7 @@ def _made_up_record(seeds=8, **changes):
         return scores.Layers(**{name: np.resize(part, (seeds, 6)) for name, part in vars(_layers(**parts)).items()})
 
     slow = {"nc1": _geometric(0.8), "ratio": np.tile([1.4, 1.5, 1.4, 1.2, 0.9, 0.6], (2, 1))}
+    slow["mismatch"] = np.tile([0.2, 0.1, 0.1, 0.02, 0.005, 0.0], (2, 1))
     runs = {
         "digits": _made_up_runs(many(**changes), 3, seeds),
         "digits_no_decay": _made_up_runs(many(**slow), 3, seeds),
@@ -276,6 +318,8 @@ def test_record_keeps_the_last_epoch_of_every_condition():
     np.testing.assert_allclose(scores.layers_at(history, "digits").nc1, _geometric(0.42))
     assert figure.over_epochs(history, "digits_noise20", "nc1")["epoch"].values.tolist() == [0, 6]
     assert [name for name, _ in figure.stages(history, "digits", "nc1")] == ["untrained", "0.9", "0.99", "end"]
+    history["milestone_epoch"][:] = 2
+    assert [name for name, _ in figure.stages(history, "digits", "nc1")] == ["untrained", "0.9-0.99", "end"]
 
 
 def test_layers_at_the_findings_pass_and_each_fault_fails_its_claim():
@@ -290,6 +334,39 @@ def test_layers_at_the_findings_pass_and_each_fault_fails_its_claim():
     for claim, change in wrong.items():
         verdicts = {row.id: row.verdict for row in claims.judge(_made_up_record(**change)).claims}
         assert verdicts[claim] == "refuted", claim
+
+
+def _controls(history):
+    """Controls by claim and name, with whether they were rejected."""
+    return {row.id: row.verdict == "refuted" for row in claims.judge(history).rows() if row.role == "control"}
+
+
+def test_a_control_that_the_data_satisfy_is_not_rejected():
+    """Each change of the data outside the claim itself lets a control through; the ledger then fails."""
+    history = _made_up_record()
+    assert all(_controls(history).values())
+    before = {"condition": "digits", "epoch": 0}
+    alike = history.copy(deep=True)
+    for name in ("nc1", "within_between_ratio", "nc2_equiangular", "nc2_equinorm", "prediction_mismatch"):
+        alike[name].loc[before] = history[name].sel(condition="digits", epoch=3).values
+    passed = {name for name, rejected in _controls(alike).items() if not rejected}
+    assert {"A0/untrained", "A0/rank/untrained", "A2/untrained", "A2/angles/untrained", "law/even/untrained"} <= passed
+    scattered = history.copy(deep=True)
+    late = np.array([0.1, 0.04, 0.04, 0.04, 0.004, 0.0])
+    scattered["prediction_mismatch"].loc[{"condition": "digits", "epoch": 3, "seed": range(4)}] = late
+    passed = {name for name, rejected in _controls(scattered).items() if not rejected}
+    assert {"A3/easy/scatter", "A3/noisy/scatter", "A3/decay/scatter"} <= passed
+    assert claims.judge(scattered).failures() != []
+
+
+def test_one_set_in_three_places_can_pass_and_does_not_with_equal_depths():
+    """l* = 1, 2, 3 in turn: two of three seeds see a rising order somewhere, enough only where all do."""
+    history = _made_up_record(seeds=3)
+    for seed, depth in enumerate((1, 2, 3)):
+        steps = np.where(np.arange(6) >= depth, 0.001, 0.1)
+        history["prediction_mismatch"].loc[{"condition": "digits", "epoch": 3, "seed": seed}] = steps
+    row = next(row for row in claims.judge(history).rows() if row.id == "A3/one-set")
+    assert row.measured == pytest.approx(1 / 3)
 
 
 def test_six_of_eight_seeds_pass_and_five_do_not():
@@ -312,10 +389,14 @@ def test_table_and_reading_hold_the_measured_numbers():
     history = _made_up_record()
     shown = tables.table(history)
     row = next(line for line in shown.splitlines() if line.startswith("effective depth"))
-    assert row.split()[-4:] == ["2", "2", "0", "3"]
+    assert row.split()[-4:] == ["2", "4", "0", "3"]
     assert "8 of 8" in shown
     assert "0.507" in tables.reading(history)
     assert tables.shortfalls(history) == ""
+    alone = history.sel(condition=["digits", "digits_no_decay"])
+    assert tables.shortfalls(alone) == (
+        "A3 is not judged: it needs the conditions gmm_easy and digits_noise20 or digits_noise50"
+    )
     history["prediction_mismatch"].loc[{"condition": "digits", "epoch": 3, "seed": 5, "layer": range(2, 6)}] = 0.0
     assert "A0 on digits: rank(m, l) <= -0.8 fails with seeds [5]" in tables.shortfalls(history)
 
@@ -344,7 +425,7 @@ def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert run_here(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
 
 
@@ -361,7 +442,7 @@ def test_resume_gives_the_same_ledger(smoke):
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/intermediate_layers.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/intermediate_layers.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"intermediate_layers.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "intermediate_layers.csv").read_text().splitlines()
@@ -378,7 +459,7 @@ def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 
@@ -425,6 +506,7 @@ def test_image_sets_are_judged_each_and_in_order():
     rows = {row.id: row for row in ledger.rows()}
     # A decay by 0.42 a layer has 0.849 of its fall from layer 1 before layer 3: the sheet's 0.9 is not met.
     assert rows["A1/mnist"].verdict == "refuted"
+    assert "A3/one-set" in rows
     assert [row for row in rows.values() if not row.holds and not row.id.startswith("A1")] == []
     wrong = {row.id: row for row in claims.judge(_image_record(prediction_mismatch=("cifar10", 0.0))).rows()}
     assert wrong["A3"].verdict == "refuted"
@@ -460,10 +542,16 @@ def test_image_network_smoke_measures_its_layers(tmp_path):
     assert (out / "figures" / "intermediate_layers.png").exists()
 
 
+def test_what_changes_the_question_names_the_folder():
+    assert intermediate_layers.Config().name == "digits"
+    assert intermediate_layers.Config(activation="tanh", conditions=("all",)).name == "digits-tanh-all"
+    assert intermediate_layers.Config(network="vgg11", loss="cross_entropy").name == "digits-vgg11-cross_entropy"
+
+
 def test_unknown_names_list_the_known_ones(tmp_path):
     for arguments, message in (
         (("--network", "vgg12"), "Argument `name` must be one of ['densenet"),
         (("--network", "mlp", "--dataset", "mnits"), "Argument `dataset` must name sets among ['cifar10'"),
     ):
-        result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+        result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
         assert_refused(result.returncode, result.stderr, message, tmp_path / "new")

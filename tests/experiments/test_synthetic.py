@@ -10,7 +10,7 @@ import synthetic
 import xarray as xr
 
 from nctheory.claims import Ledger
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import run_here
 
 GROUPS = {
     "free": {"seed", "step"},
@@ -107,7 +107,7 @@ def test_plot_only_needs_the_history_alone_and_reproduces_the_claims(synthetic_s
     copy = tmp_path / "copy"
     shutil.copytree(synthetic_smoke, copy, ignore=shutil.ignore_patterns("parts", "figures", "claims.json", ".lock"))
     history = (copy / "history.nc").read_bytes()
-    result = run_script("experiments/synthetic.py", "--plot-only", "--out", copy)
+    result = run_here("experiments/synthetic.py", "--plot-only", "--out", copy)
     # The smallest run is too small for some claims, and redrawing it must not fail over them either.
     assert result.returncode == 0, result.stderr
     assert (copy / "claims.json").read_bytes() == (synthetic_smoke / "claims.json").read_bytes()
@@ -122,7 +122,7 @@ def _printed(folder):
 
 
 def test_the_paper_figure_is_drawn_from_the_folder(synthetic_smoke, tmp_path):
-    result = run_script("paper_figs/synthetic_laws.py", "--run", synthetic_smoke, "--out", tmp_path)
+    result = run_here("paper_figs/synthetic_laws.py", "--run", synthetic_smoke, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"synthetic_laws.{end}" for end in ("pdf", "png", "csv")}
     assert (tmp_path / "synthetic_laws.pdf").stat().st_size > 20_000

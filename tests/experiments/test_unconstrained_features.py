@@ -13,7 +13,7 @@ from _ufm.sizes import sized_problem
 from nctheory.claims import Ledger
 from nctheory.simulator.free_features import UfmParams, UfmProblem, repeat_classes
 from nctheory.simulator.solver import gradient_norm
-from tests.experiments.conftest import run_script
+from tests.experiments.conftest import run_here, run_script
 
 SCRIPT = "experiments/unconstrained_features.py"
 FIGURES = ("collapse_by_layer", "class_norms", "mode_landscape", "minority_angle", "deep_losses")
@@ -117,7 +117,7 @@ def copy_of(smoke, tmp_path):
 
 def test_plot_only_reproduces_the_claims(smoke, tmp_path):
     copy, expected = copy_of(smoke, tmp_path)
-    assert run_script(SCRIPT, "--plot-only", "--out", copy).returncode == 0
+    assert run_here(SCRIPT, "--plot-only", "--out", copy).returncode == 0
     assert (copy / "claims.json").read_bytes() == expected
 
 
@@ -133,7 +133,7 @@ def test_resume_reproduces_the_claims(smoke, tmp_path):
 
 
 def test_the_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
-    result = run_script("paper_figs/unconstrained_features.py", "--run", smoke, "--out", tmp_path)
+    result = run_here("paper_figs/unconstrained_features.py", "--run", smoke, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     wanted = {f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")} | {"unconstrained_features.csv"}
     assert {path.name for path in tmp_path.iterdir()} == wanted
