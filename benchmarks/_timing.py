@@ -6,12 +6,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nctheory import _provenance
@@ -47,6 +49,21 @@ def time_side_by_side(calls: dict[str, Callable[[], Any]], *, repeats: int = 5) 
     return {name: Timing(s[0], min(s[1:]), statistics.median(s[1:])) for name, s in seconds.items()}
 
 
+def read_once_seconds(array: np.ndarray, *, repeats: int = 5) -> float:
+    """Seconds to read an array once with every core: the faster of XLA's sum and of NumPy's maximum in threads."""
+    flat = jnp.asarray(array).reshape(-1)
+    parts = np.array_split(np.asarray(array).reshape(-1), len(os.sched_getaffinity(0)))
+    add = jax.jit(jnp.sum)
+    with ThreadPoolExecutor(len(parts)) as workers:
+        ways = {"XLA": lambda: add(flat), "NumPy": lambda: list(workers.map(np.max, parts))}
+        return min(timing.best for timing in time_side_by_side(ways, repeats=repeats).values())
+
+
+def memory_bandwidth(num_bytes: int = 1 << 29, *, repeats: int = 5) -> float:
+    """Bytes per second at which an array beyond the usual caches is read with every core."""
+    return num_bytes / read_once_seconds(np.ones(num_bytes // 4, np.float32), repeats=repeats)
+
+
 def resident_bytes() -> int:
     """Resident memory of this process now (Linux)."""
     with open("/proc/self/statm") as file:
@@ -80,18 +97,27 @@ def describe_machine() -> str:
     )
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, versions, machine and load now; taken before a measurement, as the checkout may change during it."""
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = None
+def origin() -> dict[str, Any]:
+    """Date, command, hardware, versions, commit and load now, without starting JAX's devices."""
+    versions: dict[str, str | None] = {}
+    for name in ("torch", "neural_collapse"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
     return {
-        "machine": describe_machine(),
+        "date": _provenance.now(),
+        "command": _provenance.command_line(),
+        "hardware": _provenance.machine(),
         "load_before": os.getloadavg(),
-        "versions": {**_provenance.package_versions(), "torch": torch},
+        "versions": {**_provenance.package_versions(), **versions},
         "source": _provenance.source_state(),
     }
+
+
+def provenance() -> dict[str, Any]:
+    """The `origin` and the devices; taken before a measurement, as the checkout may change during it."""
+    return {"machine": describe_machine(), **origin()}
 
 
 def store(path: Path, before: dict[str, Any], result: dict[str, Any]) -> None:

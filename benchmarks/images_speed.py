@@ -1,6 +1,6 @@
 """Training throughput of residual networks beside PyTorch, on CPU or on one GPU.
 
-Run: python -m benchmarks.images_speed [--network resnet18] [--out FILE.json]
+Run: python -m benchmarks.images_speed [--network resnet18] [--quick] [--out FILE.json]
 
 Both train the same network on the same random CIFAR-sized images with random crops, mirroring and SGD with Nesterov
 momentum, batches of one size, images resident on the device. PyTorch runs channels-last; on a GPU under bfloat16
@@ -9,7 +9,8 @@ leaves out compilation and evaluation; PyTorch's warm-up epoch is left out likew
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import _timing
+from benchmarks._table import Row
 from nctheory import vision
 from nctheory.vision import networks
 
@@ -39,6 +41,8 @@ class Config:
     """Epochs each; PyTorch has one more before them."""
     compiled: bool = True
     """Whether PyTorch goes through torch.compile (GPU only)."""
+    quick: bool = False
+    """Run a small version of everything, whose figures say little."""
     out: Path | None = None
     """Where to store the result."""
 
@@ -140,24 +144,40 @@ def torch_peer(config: Config, spec: networks.ResNetSpec, data: "vision.Images")
     return {"images_per_second": rates, "first_epoch_seconds": first, "device": device.type}
 
 
+def table(record: dict[str, Any]) -> list[Row]:
+    """What the stored record comes down to."""
+    ours = max(record["ours"]["images_per_second"])
+    peer, note = record["torch"], "not installed"
+    if peer is not None:
+        note = {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}[peer["device"]]
+    rate = None if peer is None else max(peer["images_per_second"])
+    what = f"training {record['network']}, 32 x 32 images, batch {record['batch_size']}"
+    return [Row(what, "images/s", ours, "PyTorch, channels last", rate, required=1.0, note=note)]
+
+
 def main(config: Config) -> None:
     """Measure both, print the ratio, store."""
     on_cpu = jax.default_backend() == "cpu"
     name = config.network or ("resnet-small" if on_cpu else "resnet18")
     spec = networks.network(name)
+    if config.quick:
+        name, spec = "one block of 8 channels", networks.ResNetSpec(blocks=(1,), widths=(8,))
+        config = replace(config, num_images=config.num_images or 256, num_epochs=1)
     if not isinstance(spec, networks.ResNetSpec):
         raise SystemExit(f"error: Argument `network` must be a residual network, but is {name!r}.")
     before = _timing.provenance()
     data = images(config.num_images or (5_120 if on_cpu else 50_000))
-    found = {"ours": ours(config, spec, data), "torch": torch_peer(config, spec, data)}
-    best = {who: max(each["images_per_second"]) for who, each in found.items()}
+    has_torch = find_spec("torch") is not None
+    found = {"ours": ours(config, spec, data), "torch": torch_peer(config, spec, data) if has_torch else None}
+    record = {"network": name, "batch_size": config.batch_size, **found}
+    (row,) = table(record)
     print(before["machine"])
-    print(
-        f"{name}, batch {config.batch_size}: ours {best['ours']:,.0f} images/s, PyTorch {best['torch']:,.0f} images/s;"
-    )
-    print(f"ratio {best['ours'] / best['torch']:.2f}; our compilation {found['ours']['compile_seconds']:.1f} s")
+    beside = "PyTorch is not installed" if row.ratio is None else f"PyTorch {row.peer:,.0f} images/s"
+    print(f"{name}, batch {config.batch_size}: ours {row.ours:,.0f} images/s, {beside};")
+    ratio = "none" if row.ratio is None else f"{row.ratio:.2f}"
+    print(f"ratio {ratio}; our compilation {record['ours']['compile_seconds']:.1f} s")
     if config.out is not None:
-        _timing.store(config.out, before, {"network": name, "batch_size": config.batch_size, **found})
+        _timing.store(config.out, before, record)
 
 
 if __name__ == "__main__":

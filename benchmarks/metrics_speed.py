@@ -1,6 +1,9 @@
 """Speed and memory of `collapse_metrics` and `fine_structure` beside plain NumPy with a d x d covariance.
 
-Run: python -m benchmarks.metrics_speed [--out FILE.json] [--num-classes 10 100 1000]
+Run: python -m benchmarks.metrics_speed [--quick] [--out FILE.json] [--num-classes 10 100 1000]
+
+Where the PyTorch library `neural_collapse` is installed it takes turns with ours; the roof is the time in which every
+core together reads the features once.
 
 Targets on 2 cores, 50,000 x 512 float32, after compilation: K = 10 in 0.1 s; K = 1,000 in 2 s with at most 500 MB above
 the features. The NumPy version computes nc1, trace ratio, nc2 and cdnv, the full one here nc3 and nc4 as well.
@@ -8,7 +11,7 @@ the features. The NumPy version computes nc1, trace ratio, nc2 and cdnv, the ful
 
 import gc
 import multiprocessing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import _timing
+from benchmarks import _library_peer, _timing
+from benchmarks._table import Row, within
 from nctheory.metrics import collapse_metrics, fine_structure
 
 
@@ -33,6 +37,10 @@ class Config:
     """Class counts K, one table row group each."""
     repeats: int = 5
     """Timed calls after the first."""
+    memory: bool = True
+    """Whether to measure memory, in processes of its own."""
+    quick: bool = False
+    """Run a small version of everything, whose figures say little."""
     out: Path | None = None
     """Where to store the result."""
 
@@ -105,6 +113,9 @@ def measure(config: Config, num_classes: int) -> dict[str, Any]:
         "fine_structure": lambda: fine_structure(x, y % (k // 2), y, num_classes=k // 2, num_fine=k),
         "plain NumPy": lambda: plain_numpy(features, labels, k),
     }
+    library, note = _library_peer.prepare(features, labels, weight, k)
+    if library is not None:
+        calls["neural_collapse (PyTorch)"] = library
     timings = _timing.time_side_by_side(calls, repeats=config.repeats)
     ours, theirs = collapse_metrics(x, y, num_classes=k), plain_numpy(features, labels, k)
     shared = (ours.nc1, ours.within_between_ratio, ours.nc2_equinorm, ours.nc2_equiangular, ours.cdnv)
@@ -112,9 +123,12 @@ def measure(config: Config, num_classes: int) -> dict[str, Any]:
         "num_classes": k,
         "seconds": {name: asdict(timing) for name, timing in timings.items()},
         "megabytes": {
-            "collapse_metrics with classifier": memory_in_fresh_process(config, k, "nctheory"),
-            "plain NumPy": memory_in_fresh_process(config, k, "numpy"),
+            name: memory_in_fresh_process(config, k, who)
+            for name, who in (("collapse_metrics with classifier", "nctheory"), ("plain NumPy", "numpy"))
+            if config.memory
         },
+        "read_once_s": _timing.read_once_seconds(features, repeats=2 * config.repeats),
+        "library": note,
         "largest_relative_gap": max(abs(float(a) / float(b) - 1) for a, b in zip(shared, theirs, strict=True)),
     }
 
@@ -127,11 +141,41 @@ def show(row: dict[str, Any]) -> None:
             f"{row['num_classes']:>6} {name:<34} {t['first']:>10.3f} {t['best']:>8.3f} {t['median']:>8.3f} {memory}",
             flush=True,
         )
-    print(f"{row['num_classes']:>6} largest relative difference between the two: {row['largest_relative_gap']:.1e}")
+    k = row["num_classes"]
+    print(f"{k:>6} largest relative difference between ours and NumPy: {row['largest_relative_gap']:.1e}")
+    print(f"{k:>6} features read once in {row['read_once_s']:.4f} s; neural_collapse: {row['library']}", flush=True)
+
+
+# Limits in seconds and megabytes on 2 cores by number of classes.
+_SECONDS, _MEGABYTES, _READS = {10: 0.1, 1000: 2.0}, {1000: 500.0}, {10: 0.2}
+
+
+def table(record: dict[str, Any]) -> list[Row]:
+    """What the stored record comes down to."""
+    rows = []
+    is_full = (record["num_samples"], record["feature_dim"]) == (50_000, 512)
+    for each in record["rows"]:
+        k, best = each["num_classes"], {name: timing["best"] for name, timing in each["seconds"].items()}
+        what = f"collapse_metrics, {record['num_samples']:,} x {record['feature_dim']}, K {k:,}"
+        roof = each.get("read_once_s")
+        plain, whole = best["collapse_metrics"], best["collapse_metrics with classifier"]
+        if is_full and k in _SECONDS:
+            rows.append(within(what, "s", plain, _SECONDS[k], roof=roof))
+        rows.append(Row(what, "s", plain, "features read once", roof, is_rate=False, required=_READS.get(k), roof=roof))
+        rows.append(Row(what, "s", plain, "NumPy, d x d covariance", best["plain NumPy"], is_rate=False, roof=roof))
+        library, note = best.get("neural_collapse (PyTorch)"), each.get("library", "not installed")
+        name = f"{what}, with classifier"
+        rows.append(Row(name, "s", whole, "neural_collapse", library, is_rate=False, roof=roof, note=note))
+        memory = each["megabytes"].get("collapse_metrics with classifier")
+        if is_full and k in _MEGABYTES:
+            rows.append(within(f"{name}, memory above the features", "MB", memory, _MEGABYTES[k]))
+    return rows
 
 
 def main(config: Config) -> None:
     """Print the table, store the result."""
+    if config.quick:
+        config = replace(config, num_samples=5_000, feature_dim=128, num_classes=(10,), repeats=2, memory=False)
     before = _timing.provenance()
     print(before["machine"])
     print(f"{config.num_samples} x {config.feature_dim} float32; seconds; memory: peak above the features")
@@ -142,7 +186,8 @@ def main(config: Config) -> None:
         show(rows[-1])
     if config.out is not None:
         size = {"num_samples": config.num_samples, "feature_dim": config.feature_dim}
-        _timing.store(config.out, before, {**size, "rows": rows})
+        bandwidth = _timing.memory_bandwidth(1 << 24 if config.quick else 1 << 29)
+        _timing.store(config.out, before, {**size, "rows": rows, "memory_bytes_per_s": bandwidth})
 
 
 if __name__ == "__main__":

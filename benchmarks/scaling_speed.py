@@ -1,6 +1,6 @@
 """Speed of one sweep on one process, on several processes of this machine, and on several forced host devices.
 
-Run: python -m benchmarks.scaling_speed [--processes 2] [--devices 8] [--out FILE.json]
+Run: python -m benchmarks.scaling_speed [--processes 2] [--devices 8] [--quick] [--out FILE.json]
 
 All of them share the same cores, so the best that a split can do is to lose nothing: the ratio is the throughput of the
 split sweep over that of the whole one, 1 at best. Compilation is left out, the meeting of the processes at the end is
@@ -13,11 +13,14 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+if TYPE_CHECKING:
+    from benchmarks._table import Row
 
 # The number of devices and the processes are fixed before JAX starts: nothing here imports it on its way to a worker.
 FORCED = "--xla_force_host_platform_device_count"
@@ -41,6 +44,8 @@ class Config:
     """Turns."""
     timeout: int = 600
     """Longest that one turn of one way may take, in seconds."""
+    quick: bool = False
+    """Run a small version of everything, whose figures say little."""
     out: Path | None = None
     """Where to store the result."""
 
@@ -91,10 +96,25 @@ def time_split(config: Config, processes: int, devices: int) -> dict[str, Any]:
     return json.loads(said[0].splitlines()[-1])
 
 
+def table(record: dict[str, Any]) -> "list[Row]":
+    """What the stored record comes down to."""
+    from benchmarks._table import Row
+
+    config, ways = record["config"], record["ways"]
+    rates = {name: way["seed_steps_per_s"] for name, way in ways.items()}
+    rows = []
+    for name, required in ((f"{config['processes']} processes", 0.75), (f"{config['devices']} devices", 0.8)):
+        what = f"sweep, {config['size']} size, {config['num_seeds']} seeds on {name} of the same cores"
+        rows.append(Row(what, "seed-steps/s", rates[name], "one process", rates["one process"], required=required))
+    return rows
+
+
 def main(config: Config) -> None:
     """Measure every way in turns, print, store."""
     from benchmarks import _timing
 
+    if config.quick:
+        config = replace(config, num_seeds=32, num_steps=20, repeats=1)
     before = _timing.provenance()
     print(before["machine"])
     ways = {
@@ -119,7 +139,7 @@ def main(config: Config) -> None:
         )
         print(f"{name:<14} {shown}")
     if config.out is not None:
-        _timing.store(config.out, before, {"config": {**config.__dict__, "out": None}, "ways": best})
+        _timing.store(config.out, before, {"config": asdict(replace(config, out=None)), "ways": best})
 
 
 if __name__ == "__main__":

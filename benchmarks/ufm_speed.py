@@ -1,6 +1,6 @@
 """Speed of the unconstrained feature model beside PyTorch: minimisers, plain descent, closed forms.
 
-Run: python -m benchmarks.ufm_speed [--threads 1|2] [--out FILE.json]
+Run: python -m benchmarks.ufm_speed [--threads 1|2] [--quick] [--out FILE.json]
 
 Time to a minimiser: `simulator.sweep(solve, ...)` in float64 from random starts to the gradient norm that `solve` stops
 at by default, against `torch.optim.LBFGS` seed by seed, which is told the minimum and stopped at the first evaluation
@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 
 from benchmarks import _timing, _ufm_peers
+from benchmarks._table import Row, within
 from benchmarks.sweep_speed import pin_threads
 from nctheory import simulator
 from nctheory.simulator.descent import DescentConfig, descend
@@ -102,6 +103,8 @@ class Config:
     """Turns after the first, which warms up."""
     num_closed_forms: int = 10_000
     """Parameter sets in one call of a closed form."""
+    quick: bool = False
+    """Run a small version of everything, whose figures say little."""
     out: Path | None = None
     """Where to store the result."""
 
@@ -334,17 +337,49 @@ def show_closed_forms(row: dict[str, Any], num_sets: int) -> None:
         print(f"{name:<48} {timing['best']:>9.4f} s, with compilation {timing['first']:.1f} s{note}")
 
 
+def table(record: dict[str, Any]) -> list[Row]:
+    """What the stored record comes down to."""
+    rows, config = [], record["config"]
+    for each in record["sizes"]:
+        size, solvers, descent = each["size"], each["solvers"], each["descent"]
+        ours = solvers["runs"]["nctheory"]["seconds"]
+        for key, beside, required in (
+            ("times_lbfgs", "PyTorch L-BFGS", TIMES_LBFGS),
+            ("times_lbfgs_averaged", "PyTorch L-BFGS, classes averaged", None),
+        ):
+            peer = None if solvers[key] is None else ours * solvers[key]
+            note = "not installed" if peer is None else f"scaled from {config['lbfgs_seeds']} seeds"
+            what = f"certified minimisers, {size['name']}, {config['num_seeds']} starts"
+            rows.append(Row(what, "s", ours, beside, peer, is_rate=False, required=required, note=note))
+        rate, times = descent["seed_steps_per_s"]["nctheory sweep"]["best"], descent["times_better_of_loop_and_vmap"]
+        peer = None if times is None else rate / times
+        required = TIMES_DESCENT if size["depth"] == 1 else None
+        what = f"descent, {size['name']}"
+        rows.append(Row(what, "seed-steps/s", rate, "better of PyTorch's loop and vmap", peer, required=required))
+    slowest = max(timing["best"] for timing in record["closed_forms"].values())
+    what = f"closed forms, {config['num_closed_forms']:,} parameter sets, the slowest"
+    return [*rows, within(what, "s", slowest, CLOSED_FORM_SECONDS)]
+
+
+def quick_version(config: Config) -> tuple[Config, tuple[Size, ...]]:
+    """One size with few starts and steps."""
+    config = replace(config, num_seeds=8, lbfgs_seeds=1, histories=(10,), unaveraged=False, peer_seeds=4, repeats=1)
+    return replace(config, num_closed_forms=100), (replace(SIZES[0], num_steps=100, peer_steps=20),)
+
+
 def main(config: Config) -> None:
     """Measure, print, store."""
     pin_threads(config.threads)
+    config, sizes = quick_version(config) if config.quick else (config, SIZES)
     before = _timing.provenance()
     print(before["machine"])
     print(f"threads: {config.threads}; best of {config.repeats}; PyTorch L-BFGS scaled from {config.lbfgs_seeds} seeds")
     closed = time_closed_forms(config)
     show_closed_forms(closed, config.num_closed_forms)
     rows = []
-    for size in SIZES:
-        descent = {**compare_descent(size, config), "largest_relative_gap": largest_gaps(size)}
+    for size in sizes:
+        gaps = {} if config.quick else largest_gaps(size)
+        descent = {**compare_descent(size, config), "largest_relative_gap": gaps}
         rows.append({"size": asdict(size), "descent": descent})
         show_descent(size, rows[-1]["descent"])
         rows[-1]["solvers"] = compare_solvers(size, config)
