@@ -48,7 +48,7 @@ class Config:
     only: tuple[str, ...] = ()
     """Benchmarks to run, of sweep, metrics, ufm, probe, images, scaling, memory and growth; by default all of them."""
     quick: bool = False
-    """Run small versions, about a minute and a half in all: shows that everything works, its figures say little."""
+    """Run small versions, one to two minutes in all on idle cores: shows that everything works, figures say little."""
     threads: int | None = None
     """Cores and threads for everybody; by default all cores that this process may use."""
     out: Path | None = None
@@ -154,11 +154,10 @@ def run(config: Config) -> int:
                 records[name] = record
     failed = [name for name in config.names if name not in records]
     print(f"\n{summary(records, failed, quick=config.quick)}")
-    print(
-        f"took {sum(seconds.values()):.0f} s; {'quick version, the figures say little; ' if config.quick else ''}",
-        end="",
+    remark = (
+        " Quick version: the figures say little; what is asked of the full one is left out." if config.quick else ""
     )
-    print("every ratio is how many times better ours is")
+    print(f"Took {sum(seconds.values()):.0f} s. Every ratio is how many times better ours is.{remark}")
     if config.target is not None:
         known = {"threads": threads, "seconds": seconds, "failed": failed}
         _timing.store(config.target, before, result_of(records, config, **known))

@@ -269,7 +269,11 @@ def test_the_figure_shows_every_measured_row_and_curve(tmp_path):
     assert ratios.get_yticklabels()[0].get_text() == "sweep\nbeside loop"
     assert seeds.lines[0].get_ydata()[-1] == pytest.approx(6.4)
     assert "exponent 2.00" in metrics.lines[1].get_label()
-    assert len(figure.draw({"rows": rows, "curves": []}).axes) == 1
+    # One guide of exponent 1 a panel, but none where sharing should cost nothing.
+    devices = figure.draw({"rows": [], "curves": [curve("sweep of 8 seeds", "forced host devices", 0.0)]})
+    assert (len(seeds.lines), len(devices.axes[0].lines)) == (2, 1)
+    formulas = {"rows": [{**rows[0], "beside": "formula"}], "curves": [curve()]}
+    assert len(figure.draw(formulas).axes) == len(figure.draw({"rows": rows, "curves": []}).axes) == 1
     with pytest.raises(ValueError, match="neither"):
         figure.draw({"rows": [ABSENT.as_record()], "curves": []})
     (tmp_path / "all.json").write_text(json.dumps(record))

@@ -59,6 +59,12 @@ def _draw_ratios(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=4, handletextpad=0.2, columnspacing=1.0)
 
 
+def _short(value: float, _: object) -> str:
+    """Twos and fives, which do not crowd a short axis."""
+    digits = f"{value:.0e}"
+    return f"{value:g}" if digits[0] in "25" else ""
+
+
 def _draw_curves(axes: "Axes", name: str, curves: Sequence[Mapping[str, Any]]) -> None:
     for curve, color, marker in zip(curves, plotting.LINE_COLORS, "os^Dv", strict=False):
         slope = curve["exponent_of_larger_half"]
@@ -68,18 +74,25 @@ def _draw_curves(axes: "Axes", name: str, curves: Sequence[Mapping[str, Any]]) -
         axes.plot(curve["sizes"], curve["seconds"], color=color, marker=marker, label=label)
     first = curves[0]
     span = np.array([first["sizes"][0], first["sizes"][-1]], float)
-    # Through the last point, where what costs the same at every size weighs least.
-    axes.plot(
-        span, first["seconds"][-1] * span / span[-1], color="#aaaaaa", linestyle=":", zorder=0, label="exponent 1"
-    )
+    is_flat = "devices" in first["variable"]
+    if not is_flat:
+        # Through the last point, where what costs the same at every size weighs least.
+        guide = first["seconds"][-1] * span / span[-1]
+        axes.plot(span, guide, color="#aaaaaa", linestyle=":", zorder=0, label="exponent 1")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_yscale("linear" if is_flat else "log")
     axes.set_xlabel(" or ".join(curve["variable"] for curve in curves))
     axes.set_ylabel("seconds")
     axes.set_title(name)
+    if is_flat:
+        # Sharing the same cores should cost nothing: a level line, seen from 0.
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(first["sizes"])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda *_: "")
+        low, high = axis.get_view_interval()
+        # Of less than two decades the minor ticks are named as well.
+        axis.set_minor_formatter(_short if not is_flat and high < 100 * low else lambda *_: "")
     axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(0, -0.28))
 
 
