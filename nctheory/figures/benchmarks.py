@@ -86,7 +86,7 @@ def _draw_curves(axes: "Axes", name: str, curves: Sequence[Mapping[str, Any]]) -
     axes.set_title(name)
     if is_flat:
         # Sharing the same cores should cost nothing: a level line, seen from 0.
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(first["seconds"]))
         axes.set_xticks(first["sizes"])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
