@@ -1,12 +1,14 @@
 """Do wide networks collapse as the kernels of infinite width say, at the start and after lazy training?
 
 From the NNGP kernel alone, without a network: NC1, trace ratio, distances of classes, and the structure of fine classes
-inside labels, on a Gaussian mixture and on digits, for erf and ReLU with two hidden layers. Finite networks of width 64
-to 2048 in NTK parameterisation are held against them: squared deviations of kernels fall as 1/width, as does the bias
-of NC1; the tangent kernel moves by 1/width while features move by its square root, and outputs follow the
-kernel's prediction. NC1 is also given relative to that of the raw data.
+inside labels, on a Gaussian mixture and on digits, for erf and ReLU with two hidden layers or another number; from the
+NTK the same. Finite networks of width 64 to 2048 in NTK parameterisation are held against them: squared deviations of
+kernels fall as 1/width, as does the bias of the NC1 of features and of the empirical tangent kernel; the tangent kernel
+moves by 1/width while features move by its square root, and outputs follow the kernel's prediction. NC1 of both kernels
+is also given relative to that of the raw data.
 
     python experiments/kernel_limits.py
+    python experiments/kernel_limits.py --depth 3
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "kernel_limits"
 CONDITIONS = ("mixture-erf", "mixture-relu", "digits-erf", "digits-relu")
+DEPTH = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,10 @@ class Config(RunOptions):
 
     conditions: tuple[str, ...] = CONDITIONS
     """Data set and activation: "mixture" or "digits", then "erf" or "relu"."""
+    depth: int = DEPTH
+    """Number of hidden layers, at least 1; criteria and scales of the weights were chosen for two."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    """Widths of both hidden layers, increasing, at least three."""
+    """Widths of all hidden layers, increasing, at least three."""
     trained_width: int = 1024
     """Wider networks are measured at the start but not trained; at least the third width."""
     record_steps: tuple[int, ...] = (0, 4, 16, 64)
@@ -53,6 +58,7 @@ class Config(RunOptions):
             raise ArgumentError(
                 f"Argument `conditions` must list different ones of {list(CONDITIONS)}, but is {list(self.conditions)}."
             )
+        check_integer("depth", self.depth, minimum=1)
         for name, minimum, least in (("widths", 2, 3), ("record_steps", 0, 2)):
             values = getattr(self, name)
             for value in values:
@@ -68,6 +74,13 @@ class Config(RunOptions):
                 f"Argument `trained_width` must be at least {self.widths[2]}, so that three widths are trained, "
                 f"but is {self.trained_width}."
             )
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        if self.smoke:
+            return "smoke"
+        return "default" if self.depth == DEPTH else f"depth{self.depth}"
 
     @property
     def sized(self) -> "Config":
@@ -88,7 +101,8 @@ def measure(config: Config, folder: RunFolder) -> "xr.Dataset":
     began = time.perf_counter()
     seeds = list(range(config.seed, config.seed + (config.num_seeds or 0)))
     with Bench(config, seeds, folder.parts, progress=not config.quiet) as bench:
-        history = measure_all(bench, config, {"smoke": int(config.smoke), "trained_width": config.trained_width})
+        attributes = {"smoke": int(config.smoke), "trained_width": config.trained_width, "depth": config.depth}
+        history = measure_all(bench, config, attributes)
     folder.write_history(history)
     folder.write_manifest(
         device=f"{jax.devices()[0].device_kind} x {jax.device_count()}",
@@ -103,19 +117,20 @@ def measure(config: Config, folder: RunFolder) -> "xr.Dataset":
 
 def finish(folder: RunFolder, history: "xr.Dataset") -> int:
     """Judge, draw and print from the record alone; return the exit code."""
-    from _kernels.claims import judge, summary
+    from _kernels.claims import judge
+    from _kernels.tables import summary
 
     from nctheory.figures import kernel_limits as figure
 
     ledger = judge(history)
     store(folder, ledger, {"kernel_limits": figure.draw(history)})
-    heading = f"NC1 by kernel and by network, mean over seeds +- its standard error\n{summary(history)}"
+    heading = f"Collapse by kernel and by network, mean over seeds +- its standard error\n{summary(history)}"
     return print_verdict(folder, ledger, heading, smoke=bool(history.attrs["smoke"]))
 
 
 def run(config: Config) -> int:
     """Run the experiment, or with `plot_only` judge and draw a finished run again."""
-    path = config.run_path(EXPERIMENT, "smoke" if config.smoke else "default")
+    path = config.run_path(EXPERIMENT, config.name)
     # Two dozen programs whose time goes into matrix products, which no option of the compiler slows down.
     compile_in_a_hurry()
     if config.plot_only:

@@ -4,7 +4,8 @@
 
 Writes kernel_limits.pdf, kernel_limits.png and, with the numbers behind every panel, kernel_limits.csv: columns panel,
 condition, layer, predictor, width, mean and error (standard error over seeds), limit (the kernel's value), raw (that of
-the data); all dimensionless, empty where not used.
+the data); all dimensionless, empty where not used. Panel "ntk_nc1", where the record holds it: with a width, NC1 of the
+tangent kernel of the output at the points of the empirical one; without, the limit of each layer at all samples.
 """
 
 import dataclasses
@@ -61,11 +62,29 @@ def _rows(history: "xr.Dataset") -> "Iterator[dict[str, Any]]":
                 yield {"panel": "feature_change", **shared, **each}
         for each in _numbers(one["ntk_change"] ** 0.5):
             yield {"panel": "ntk_change", "condition": condition, **each}
+        yield from _tangent_nc1(one, condition)
         for panel, (name, dim) in deviations.items():
             values = one[name].isel(step=-1) if "step" in one[name].dims else one[name]
             for predictor in one[dim].values.tolist():
                 for each in _numbers(values.sel({dim: predictor})):
                     yield {"panel": panel, "condition": condition, "predictor": predictor, **each}
+
+
+def _tangent_nc1(one: "xr.Dataset", condition: str) -> "Iterator[dict[str, Any]]":
+    """NC1 of tangent kernels; nothing where an older record lacks it."""
+    if "initial_ntk_nc1" not in one:
+        return
+    shared = {"panel": "ntk_nc1", "condition": condition}
+    for predictor in one["ntk_predictor"].values.tolist():
+        limit = float(one["points_ntk_nc1"].sel(ntk_predictor=predictor))
+        known = {"predictor": predictor, "limit": f"{limit:.6g}", "raw": f"{float(one['points_raw_nc1']):.6g}"}
+        for each in _numbers(one["initial_ntk_nc1"]):
+            yield {**shared, **each, **known}
+    for layer in one["layer"].values.tolist():
+        for predictor in one["feature_predictor"].values.tolist():
+            limit = float(one["limit_ntk_nc1"].sel(layer=layer, feature_predictor=predictor))
+            known = {"limit": f"{limit:.6g}", "raw": f"{float(one['raw_nc1']):.6g}"}
+            yield {**shared, "layer": layer, "predictor": predictor, **known}
 
 
 def table(history: "xr.Dataset") -> str:

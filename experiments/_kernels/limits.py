@@ -93,16 +93,24 @@ class Limits:
     Attributes:
         features: feature kernels of the hidden layers, right and of the wrong activation.
         collapse: their collapse, [predictor][layer].
+        tangent: collapse of the tangent kernel of what each hidden layer feeds, [predictor][layer]; the last layer's
+            is that of the output.
         raw: collapse of the data.
-        ntk: tangent kernels of the output: right, of the wrong activation, with the wrong derivative kernel.
+        ntk: tangent kernels of the output at the points: right, of the wrong activation, with the wrong derivative
+            kernel.
+        ntk_collapse: their collapse, one a predictor.
+        raw_points: collapse of the data at the points.
         response: of lazy training at every recorded step: right kernel, readout alone trained, wrong derivative.
         learning_rate: step size of training, `step_ratio` of the inverse curvature.
     """
 
     features: np.ndarray
     collapse: list[list[KernelCollapse]]
+    tangent: list[list[KernelCollapse]]
     raw: KernelCollapse
     ntk: np.ndarray
+    ntk_collapse: list[KernelCollapse]
+    raw_points: KernelCollapse
     response: np.ndarray
     learning_rate: float
 
@@ -125,42 +133,68 @@ def wrong_derivative_ntk(kernels: NetworkKernels, activation: str, weight_std: f
     return found
 
 
-def predict(problem: Problem, activation: str, *, depth: int, num_train: int, num_points: int, steps, step_ratio=0.5):
-    """Compute every limit in float64; returns `Limits`."""
+def predict(
+    problem: Problem, activation: str, *, depth: int, num_train: int, num_points: int, steps, step_ratio=0.5
+) -> Limits:
+    """Compute every limit in float64.
+
+    Args:
+        problem: data.
+        activation: "erf" or "relu".
+        depth: number of hidden layers, >= 1.
+        num_train: samples that are trained on, the first.
+        num_points: samples of tangent kernels and outputs, the first.
+        steps: updates after which outputs are compared.
+        step_ratio: step size over the inverse curvature.
+
+    Returns:
+        The limits.
+
+    Raises:
+        ValueError: if the depth is below 1.
+    """
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         options: dict[str, Any] = {**SCALES[activation], "depth": depth}
-        pair = [kernel_layers(problem.inputs, activation=a, **options) for a in (activation, OTHER[activation])]
-
-        def collapse(kernel, dim=None):
-            return kernel_collapse(
-                kernel,
-                problem.labels,
-                num_classes=problem.num_classes,
-                fine_labels=problem.fine_labels,
-                num_fine=problem.num_fine,
-                feature_dim=dim,
-            )
-
-        dim = problem.inputs.shape[1]
-        few = [
-            kernel_layers(problem.inputs[:num_points], activation=a, **options) for a in (activation, OTHER[activation])
-        ]
+        both = (activation, OTHER[activation])
+        pair = [kernel_layers(problem.inputs, activation=each, **options) for each in both]
+        few = [kernel_layers(problem.inputs[:num_points], activation=each, **options) for each in both]
         wrong = wrong_derivative_ntk(few[0], activation, options["weight_std"])
-        tangent = _double(few[0].ntk[-1])
-        curvature = np.linalg.eigvalsh(tangent[:num_train, :num_train])[-1] / num_train
+        ntk = np.stack([_double(few[0].ntk[-1]), _double(few[1].ntk[-1]), wrong])
+        curvature = np.linalg.eigvalsh(ntk[0, :num_train, :num_train])[-1] / num_train
         # A number that float32 holds, so that network and prediction take the same steps.
         rate = float(np.float32(step_ratio / curvature))
-        targets = problem.targets[:num_train]
         times = rate * np.asarray(steps, dtype=np.float64)
+        targets = problem.targets[:num_train]
         responses = [
             kernel_predictions(jnp.asarray(kernel), targets, times, learning_rate=rate).response
-            for kernel in (tangent, few[0].nngp[-1], wrong)
+            for kernel in (ntk[0], few[0].nngp[-1], wrong)
         ]
         return Limits(
             features=np.stack([_double(each.features[1:]) for each in pair]),
-            collapse=[[collapse(kernel) for kernel in each.features[1:]] for each in pair],
-            raw=collapse(problem.inputs @ problem.inputs.T / dim, dim),
-            ntk=np.stack([tangent, _double(few[1].ntk[-1]), wrong]),
+            collapse=[[_collapse(problem, kernel) for kernel in each.features[1:]] for each in pair],
+            tangent=[[_collapse(problem, kernel) for kernel in each.ntk[1:]] for each in pair],
+            raw=_raw_collapse(problem, len(problem.inputs)),
+            ntk=ntk,
+            ntk_collapse=[_collapse(problem, kernel) for kernel in ntk],
+            raw_points=_raw_collapse(problem, num_points),
             response=np.stack([_double(each) for each in responses]),
             learning_rate=rate,
         )
+
+
+def _collapse(problem: Problem, kernel: Any, dim: int | None = None) -> KernelCollapse:
+    """Collapse of a kernel of the first samples, as many as it has rows."""
+    count = len(kernel)
+    return kernel_collapse(
+        kernel,
+        problem.labels[:count],
+        num_classes=problem.num_classes,
+        fine_labels=problem.fine_labels[:count],
+        num_fine=problem.num_fine,
+        feature_dim=dim,
+    )
+
+
+def _raw_collapse(problem: Problem, count: int) -> KernelCollapse:
+    rows, dim = problem.inputs[:count], problem.inputs.shape[1]
+    return _collapse(problem, rows @ rows.T / dim, dim)

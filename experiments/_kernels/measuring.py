@@ -1,7 +1,7 @@
 """One finite network of the kernel-limit experiment: measured at the start, trained lazily, measured again."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from nctheory import metrics
 from nctheory._types import AnyArray
 from nctheory.simulator.ntk_mlp import LazyConfig, descend_lazily, empirical_ntk
+from nctheory.theory.kernel_collapse import kernel_collapse
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +19,7 @@ class MeasureConfig:
     """Network, data and the limits that it is held against.
 
     Attributes:
-        lazy: training; `lazy.inputs` are the points of tangent kernels and outputs.
+        lazy: training; `lazy.inputs`, the first of the samples, are the points of tangent kernels and outputs.
         inputs: all samples, of which features are measured.
         labels: coarse labels of all samples.
         fine_labels: fine classes of all samples.
@@ -66,12 +67,25 @@ class Collapse:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class TangentCollapse:
+    """Collapse of the empirical tangent kernel of the output, dimensionless; fields as those of `Collapse`."""
+
+    nc1: Float[Array, "*batch"]
+    within_between_ratio: Float[Array, "*batch"]
+    cdnv: Float[Array, "*batch"]
+    ratio: Float[Array, "*batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Measured:
     """What one network gave, dimensionless; training that did not take place leaves NaN.
 
     Attributes:
         initial: features at the start.
         trained: features after lazy training.
+        initial_ntk: collapse of the empirical tangent kernel at the start.
+        trained_ntk: the same after lazy training.
         ntk_deviation: |empirical - limit|^2 / |limit|^2 of the tangent kernel at the start, each predictor.
         ntk_change: |after - before|^2 / |before|^2 of the empirical tangent kernel.
         feature_change: |after - before|^2 / |before|^2 of the features of each layer.
@@ -82,12 +96,25 @@ class Measured:
 
     initial: Collapse
     trained: Collapse
+    initial_ntk: TangentCollapse
+    trained_ntk: TangentCollapse
     ntk_deviation: Float[Array, "*batch B"]
     ntk_change: Float[Array, "*batch"]
     feature_change: Float[Array, "*batch L"]
     output_deviation: Float[Array, "*batch B U"]
     loss: Float[Array, "*batch T"]
     finite: Bool[Array, "*batch"]
+
+
+class _Late(NamedTuple):
+    """What training adds to `Measured`, by the names of its fields."""
+
+    trained: Collapse
+    trained_ntk: TangentCollapse
+    ntk_change: Array
+    feature_change: Array
+    output_deviation: Array
+    loss: Array
 
 
 def measure(config: MeasureConfig, key: Key[Array, ""]) -> Measured:
@@ -105,20 +132,26 @@ def measure(config: MeasureConfig, key: Key[Array, ""]) -> Measured:
     points = jnp.asarray(config.lazy.inputs, dtype=float)
     features = model.layer_features(inputs)
     before = empirical_ntk(model, points)
-    initial = _collapse(config, features)
+    initial, tangent = _collapse(config, features), _tangent_collapse(config, before)
     deviation = _relative(before[None], config.ntk, axes=(1, 2))
     if config.lazy.record_steps == (0,):
-        trained, change, moved, outputs, loss = _no_training(config, initial)
-        finite = jnp.isfinite(_total((initial, deviation)))
+        late = _no_training(config, initial, tangent)
+        finite = jnp.isfinite(_total((initial, tangent, deviation)))
     else:
         history, after = descend_lazily(config.lazy, key)
-        late = after.layer_features(inputs)
-        trained = _collapse(config, late)
-        change = _relative(empirical_ntk(after, points), before, axes=(0, 1))
-        moved = jnp.stack([_relative(new, old, axes=(0, 1)) for new, old in zip(late, features, strict=True)])
-        outputs, loss = _against_predictions(config, history.outputs), history.loss
-        finite = jnp.isfinite(_total((initial, deviation, trained, change, moved, outputs, loss)))
-    return Measured(initial, trained, deviation, change, moved, outputs, loss, finite)
+        moved, kernel = after.layer_features(inputs), empirical_ntk(after, points)
+        late = _Late(
+            trained=_collapse(config, moved),
+            trained_ntk=_tangent_collapse(config, kernel),
+            ntk_change=_relative(kernel, before, axes=(0, 1)),
+            feature_change=jnp.stack(
+                [_relative(new, old, axes=(0, 1)) for new, old in zip(moved, features, strict=True)]
+            ),
+            output_deviation=_against_predictions(config, history.outputs),
+            loss=history.loss,
+        )
+        finite = jnp.isfinite(_total((initial, tangent, deviation, late)))
+    return Measured(initial=initial, initial_ntk=tangent, ntk_deviation=deviation, finite=finite, **late._asdict())
 
 
 def _total(tree: Any) -> Array:
@@ -153,6 +186,19 @@ def _collapse(config: MeasureConfig, features: list[Array]) -> Collapse:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
+def _tangent_collapse(config: MeasureConfig, kernel: Array) -> TangentCollapse:
+    """Collapse of a tangent kernel of the points, which are the first samples."""
+    count = kernel.shape[0]
+    found = kernel_collapse(
+        kernel,
+        config.labels[:count],
+        num_classes=config.num_classes,
+        fine_labels=config.fine_labels[:count],
+        num_fine=config.num_fine,
+    )
+    return TangentCollapse(found.nc1, found.within_between_ratio, found.cdnv, found.structure.ratio)
+
+
 def _against_predictions(config: MeasureConfig, outputs: Array) -> Array:
     """Deviation of recorded outputs from f_0 + B (Y - f_0), in units of the movement that the right kernel predicts."""
     start = outputs[0]
@@ -163,14 +209,17 @@ def _against_predictions(config: MeasureConfig, outputs: Array) -> Array:
     return error / jnp.sum(movement[:1] ** 2, axis=(2, 3))
 
 
-def _no_training(config: MeasureConfig, initial: Collapse) -> tuple[Any, ...]:
-    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), initial)
+def _no_training(config: MeasureConfig, initial: Collapse, tangent: TangentCollapse) -> _Late:
     num_predictors, num_steps = config.response.shape[0], config.response.shape[1]
-    nan = jnp.full((), jnp.nan, initial.nc1.dtype)
-    return (
-        nothing,
-        nan,
-        jnp.full_like(initial.nc1, jnp.nan),
-        jnp.broadcast_to(nan, (num_predictors, num_steps - 1)),
-        jnp.broadcast_to(nan, (num_steps,)),
+
+    def nothing(*shape: int) -> Array:
+        return jnp.full(shape, jnp.nan, initial.nc1.dtype)
+
+    return _Late(
+        trained=jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), initial),
+        trained_ntk=jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), tangent),
+        ntk_change=nothing(),
+        feature_change=nothing(*initial.nc1.shape),
+        output_deviation=nothing(num_predictors, num_steps - 1),
+        loss=nothing(num_steps),
     )

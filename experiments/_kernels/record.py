@@ -25,7 +25,7 @@ QUANTITIES = {
     "cdnv": "class-distance normalised variance",
     "ratio": "q: distances of fine classes within labels over those across labels",
 }
-DEPTH, NUM_TRAIN, NUM_POINTS = 2, 60, 100
+NUM_TRAIN, NUM_POINTS = 60, 100
 
 
 def conditions(names: tuple[str, ...]) -> dict[str, tuple[Problem, str]]:
@@ -49,7 +49,7 @@ def prepare(bench: "Bench", name: str, problem: Problem, activation: str, limits
         lazy = LazyConfig(
             inputs=single(problem.inputs[:NUM_POINTS]),
             targets=single(problem.targets[:NUM_TRAIN]),
-            model=NtkMLPSpec((width,) * DEPTH, activation, **SCALES[activation]),
+            model=NtkMLPSpec((width,) * scale.depth, activation, **SCALES[activation]),
             learning_rate=limits.learning_rate,
             record_steps=steps,
         )
@@ -76,7 +76,7 @@ def measure_all(bench: "Bench", scale: Any, attributes: dict[str, Any]) -> "xr.D
     listed = conditions(scale.conditions)
     limits = {
         name: predict(
-            problem, activation, depth=DEPTH, num_train=NUM_TRAIN, num_points=NUM_POINTS, steps=scale.record_steps
+            problem, activation, depth=scale.depth, num_train=NUM_TRAIN, num_points=NUM_POINTS, steps=scale.record_steps
         )
         for name, (problem, activation) in listed.items()
     }
@@ -88,7 +88,7 @@ def measure_all(bench: "Bench", scale: Any, attributes: dict[str, Any]) -> "xr.D
         "condition": list(listed),
         "width": list(scale.widths),
         "seed": np.asarray(bench.seeds, dtype=np.int64),
-        "layer": np.arange(1, DEPTH + 1),
+        "layer": np.arange(1, scale.depth + 1),
         "feature_predictor": list(FEATURE_PREDICTORS),
         "ntk_predictor": list(NTK_PREDICTORS),
         "output_predictor": list(OUTPUT_PREDICTORS),
@@ -108,6 +108,9 @@ def _measured(runs: list[list[Any]]) -> dict[str, Any]:
         for name, meaning in QUANTITIES.items():
             values = over(lambda h, when=when, name=name: getattr(getattr(h, when), name))
             variables[f"{when}_{name}"] = ((*run, "layer"), values, _unit(f"{meaning}, {when} features"))
+            values = over(lambda h, when=when, name=name: getattr(getattr(h, f"{when}_ntk"), name))
+            words = f"{meaning}, of the {when} empirical tangent kernel of the output at the points"
+            variables[f"{when}_ntk_{name}"] = (run, values, _unit(words))
         for name, what in (("kernel", "feature kernel"), ("distances", "squared distances of fine-class means")):
             values = over(lambda h, when=when, name=name: getattr(getattr(h, when), f"{name}_deviation"))
             words = _unit(f"squared relative deviation of the {what} from a predictor, {when} features")
@@ -129,19 +132,39 @@ def _measured(runs: list[list[Any]]) -> dict[str, Any]:
 
 def _predicted(limits: list[Limits]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
-    for name, meaning in QUANTITIES.items():
-
-        def of(collapse, name=name) -> float:
-            return float(collapse.structure.ratio if name == "ratio" else getattr(collapse, name))
-
-        values = np.array([[[of(each) for each in layers] for layers in limit.collapse] for limit in limits])
-        dims = ("condition", "feature_predictor", "layer")
-        variables[f"limit_{name}"] = (dims, values, _unit(f"{meaning}, from the kernel of infinite width"))
-        raw = np.array([of(limit.raw) for limit in limits])
-        variables[f"raw_{name}"] = (("condition",), raw, _unit(f"{meaning}, of the data"))
+    layered = ("condition", "feature_predictor", "layer")
+    sources = {
+        "limit": (layered, [each.collapse for each in limits], "of the features at infinite width"),
+        "limit_ntk": (
+            layered,
+            [each.tangent for each in limits],
+            "of the tangent kernel, at infinite width, of what the layer feeds; the last layer's is the output's",
+        ),
+        "points_ntk": (
+            ("condition", "ntk_predictor"),
+            [each.ntk_collapse for each in limits],
+            "of the output's tangent kernel at infinite width, at the points of the empirical one",
+        ),
+        "raw": (("condition",), [each.raw for each in limits], "of the data"),
+        "points_raw": (("condition",), [each.raw_points for each in limits], "of the data at the same points"),
+    }
+    for prefix, (dims, records, words) in sources.items():
+        for name, meaning in QUANTITIES.items():
+            variables[f"{prefix}_{name}"] = (dims, _values(records, name), _unit(f"{meaning}, {words}"))
+    for prefix in ("limit", "limit_ntk"):
+        ratio = variables[f"{prefix}_nc1"][1] / variables["raw_nc1"][1][:, None, None]
+        words = _unit(f"{prefix}_nc1 over the NC1 of the data")
+        variables[f"{prefix}_relative_nc1"] = (layered, ratio, words)
     rates = np.array([limit.learning_rate for limit in limits])
     variables["learning_rate"] = (("condition",), rates, _unit("step size of lazy training"))
     return variables
+
+
+def _values(records: Any, name: str) -> np.ndarray:
+    """One quantity of nested lists of `KernelCollapse`, in their shape."""
+    if isinstance(records, list):
+        return np.stack([_values(each, name) for each in records])
+    return np.asarray(records.structure.ratio if name == "ratio" else getattr(records, name), dtype=np.float64)
 
 
 def _unit(meaning: str) -> dict[str, str]:

@@ -24,6 +24,11 @@ def magnitude_slope(series: np.ndarray, widths: Any) -> float:
     return mean_slope(np.abs(means), widths)
 
 
+def mean_magnitude_slope(series: np.ndarray, widths: Any) -> float:
+    """Slope of the log of the mean magnitude of (condition, width, seed): means over seeds, of either sign, count."""
+    return mean_slope(np.abs(series.mean(axis=-1, keepdims=True)).mean(axis=0), widths)
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], series: np.ndarray) -> np.ndarray:
     """Pseudo-values of a statistic of all seeds, one a seed: S T(all) - (S-1) T(all but one).
 

@@ -118,13 +118,39 @@ def _nc1_bias(axes: "Axes", history: "xr.Dataset") -> None:
     _guide(axes, history["width"].values.astype(float), 0.35, -1.0, "1/width")
 
 
+def _tangent_nc1(axes: "Axes", history: "xr.Dataset") -> None:
+    """As `_nc1_bias`, of the empirical tangent kernel."""
+    for index, name in enumerate(history["condition"].values.tolist()):
+        one = history.sel(condition=name)
+        relative = one["initial_ntk_nc1"] / one["points_ntk_nc1"].sel(ntk_predictor="limit") - 1
+        _series(axes, abs(relative.mean("seed")).expand_dims(seed=[0]), index)
+        _series(axes, relative.std("seed", ddof=1).expand_dims(seed=[0]), index, dashed=True)
+    _guide(axes, history["width"].values.astype(float), 0.35, -1.0, "1/width")
+
+
+def _by_layer(axes: "Axes", history: "xr.Dataset") -> None:
+    """Relative NC1 of the kernels of infinite width at every layer, from the data on: NNGP (line), NTK (dotted)."""
+    layers = np.concatenate([[0], history["layer"].values])
+    for index, name in enumerate(history["condition"].values.tolist()):
+        one = history.sel(condition=name, feature_predictor="limit")
+        style: dict[str, Any] = {"color": plotting.LINE_COLORS[index % len(plotting.LINE_COLORS)], "markersize": 3}
+        for prefix, line in (("limit", "-"), ("limit_ntk", ":")):
+            values = np.concatenate([[1.0], one[f"{prefix}_relative_nc1"].values])
+            axes.plot(layers, values, linestyle=line, marker=_MARKERS[index % 4], **style)
+    axes.set_xticks(layers, ["data", *(str(layer) for layer in layers[1:])])
+    axes.set_xlabel("hidden layer")
+    axes.set_ylabel("dimensionless")
+    axes.set_title("(h) NC1 / NC1 of raw data\nline: NNGP, dotted: NTK", loc="left")
+
+
 def draw(history: "xr.Dataset") -> "Figure":
     """Draw how finite networks approach the kernels of infinite width.
 
     Points are means over seeds with their standard errors, dashed grey lines the slope 1/width. Squared relative
     deviations of the feature kernel, the tangent kernel and the trained outputs (dotted: wrong predictors); bias of NC1
     (dotted: its standard deviation over seeds); change of the tangent kernel under training (dotted: of the features);
-    NC1 over that of the raw data (lines: the kernel's value).
+    NC1 over that of the raw data (lines: the kernel's value). Where the record holds them, a third row: bias of the NC1
+    of the tangent kernel, and NC1 of both kernels over that of the raw data, layer by layer.
 
     Args:
         history: The record `history.nc` of experiments/kernel_limits.py.
@@ -133,28 +159,41 @@ def draw(history: "xr.Dataset") -> "Figure":
         The figure, `plotting.TEXT_WIDTH` inches wide.
     """
     with plotting.use_style():
-        figure = plotting.new_figure(plotting.TEXT_WIDTH, 4.8)
-        panels: Any = figure.subplots(2, 3)
-        last = history.isel(layer=-1)
-        _deviations(panels[0, 0], history, last["initial_kernel_deviation"], "feature_predictor", "activation")
-        _finish(
-            panels[0, 0], history, "(a) feature kernel, start\ndotted: other activation", "squared relative deviation"
-        )
-        _nc1_bias(panels[0, 1], history)
-        _finish(panels[0, 1], history, "(b) NC1, start", "relative bias (dotted: std)")
-        _relative_nc1(panels[0, 2], history)
-        _finish(panels[0, 2], history, "(c) NC1 / NC1 of raw data", "dimensionless", log=False)
-        _deviations(panels[1, 0], history, history["ntk_deviation"], "ntk_predictor", "derivative")
-        _finish(
-            panels[1, 0], history, "(d) tangent kernel, start\ndotted: wrong derivative", "squared relative deviation"
-        )
-        _changes(panels[1, 1], history)
-        _finish(panels[1, 1], history, "(e) change by lazy training", "NTK (dotted: features)")
-        outputs = history["output_deviation"].isel(step=-1)
-        _deviations(panels[1, 2], history, outputs, "output_predictor", "readout")
-        _finish(
-            panels[1, 2], history, "(f) outputs after training\ndotted: readout alone", "squared relative deviation"
-        )
+        tangent = "initial_ntk_nc1" in history
+        figure = plotting.new_figure(plotting.TEXT_WIDTH, 7.0 if tangent else 4.8)
+        panels: Any = figure.subplots(3 if tangent else 2, 3)
+        _draw_start(panels[0], history)
+        _draw_tangent(panels[1], history)
         handles, labels = panels[0, 2].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        if tangent:
+            _tangent_nc1(panels[2, 0], history)
+            _finish(panels[2, 0], history, "(g) NC1 of the tangent kernel", "relative bias (dotted: std)")
+            _by_layer(panels[2, 1], history)
+            panels[2, 2].set_axis_off()
+            panels[2, 2].legend(handles, labels, loc="center")
+        else:
+            figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
+
+
+def _draw_start(panels: Any, history: "xr.Dataset") -> None:
+    """Feature kernel and NC1 at the start."""
+    last, squared = history.isel(layer=-1), "squared relative deviation"
+    _deviations(panels[0], history, last["initial_kernel_deviation"], "feature_predictor", "activation")
+    _finish(panels[0], history, "(a) feature kernel, start\ndotted: other activation", squared)
+    _nc1_bias(panels[1], history)
+    _finish(panels[1], history, "(b) NC1, start", "relative bias (dotted: std)")
+    _relative_nc1(panels[2], history)
+    _finish(panels[2], history, "(c) NC1 / NC1 of raw data", "dimensionless", log=False)
+
+
+def _draw_tangent(panels: Any, history: "xr.Dataset") -> None:
+    """Tangent kernel at the start, and what lazy training changes."""
+    squared = "squared relative deviation"
+    _deviations(panels[0], history, history["ntk_deviation"], "ntk_predictor", "derivative")
+    _finish(panels[0], history, "(d) tangent kernel, start\ndotted: wrong derivative", squared)
+    _changes(panels[1], history)
+    _finish(panels[1], history, "(e) change by lazy training", "NTK (dotted: features)")
+    outputs = history["output_deviation"].isel(step=-1)
+    _deviations(panels[2], history, outputs, "output_predictor", "readout")
+    _finish(panels[2], history, "(f) outputs after training\ndotted: readout alone", squared)

@@ -10,13 +10,15 @@ import kernel_limits
 import numpy as np
 import pytest
 import xarray as xr
-from _kernels import claims, limits, measuring, record, slopes
+from _kernels import claims, limits, measuring, record, slopes, tables
+from flax import nnx
 
 from nctheory._errors import ArgumentError
 from nctheory.claims import mean_interval
+from nctheory.figures import kernel_limits as figure
 from nctheory.simulator.ntk_mlp import LazyConfig, NtkMLPSpec, descend_lazily
 from nctheory.theory.network_kernels import kernel_layers
-from tests.experiments.conftest import assert_refused, run_script
+from tests.experiments.conftest import assert_refused, run_here, run_script
 
 SCRIPT = "experiments/kernel_limits.py"
 WIDTHS = np.array([64, 128, 256, 512])
@@ -106,18 +108,18 @@ def test_the_wrong_derivative_kernel_is_wrong_and_depends_on_who_else_is_there(a
 
 
 @functools.cache
-def _small_limits():
+def _small_limits(depth=2):
     problem = limits.mixture(4)
-    return problem, limits.predict(problem, "erf", depth=2, num_train=12, num_points=18, steps=(0, 3))
+    return problem, limits.predict(problem, "erf", depth=depth, num_train=12, num_points=18, steps=(0, 3))
 
 
-def _measured(width, key, steps=(0, 3)):
-    problem, limit = _small_limits()
+def _measured(width, key, steps=(0, 3), depth=2):
+    problem, limit = _small_limits(depth)
     assert 0 < limit.learning_rate < 10
     lazy = LazyConfig(
         problem.inputs[:18],
         problem.targets[:12],
-        NtkMLPSpec((width,) * 2, "erf", **limits.SCALES["erf"]),
+        NtkMLPSpec((width,) * depth, "erf", **limits.SCALES["erf"]),
         limit.learning_rate,
         steps,
     )
@@ -135,6 +137,91 @@ def _measured(width, key, steps=(0, 3)):
         problem.num_fine,
     )
     return config, jax.jit(measuring.measure)(config, key)
+
+
+def _literal_collapse(features, labels, fine):
+    """NC1, trace ratio, CDNV and q of explicit features in float64, class by class."""
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
+    rows = features - means[labels]
+    g = means - means.mean(axis=0)
+    within, between = rows.T @ rows / len(rows), g.T @ g / len(g)
+    inverse = np.linalg.pinv(between, rcond=1e-9, hermitian=True)
+    spread = np.array([np.sum(rows[labels == c] ** 2) / np.sum(labels == c) for c in range(len(means))])
+    apart = [
+        (spread[a] + spread[b]) / (2 * np.sum((means[a] - means[b]) ** 2))
+        for a in range(len(means))
+        for b in range(len(means))
+        if a != b
+    ]
+    centres = np.stack([features[fine == c].mean(axis=0) for c in range(fine.max() + 1)])
+    label_of = [labels[fine == c][0] for c in range(len(centres))]
+    same, other = [], []
+    for a in range(len(centres)):
+        for b in range(a):
+            kind = same if label_of[a] == label_of[b] else other
+            kind.append(np.sum((centres[a] - centres[b]) ** 2))
+    return [
+        np.trace(within @ inverse) / len(means),
+        np.trace(within) / np.trace(between),
+        np.mean(apart),
+        np.mean(same) / np.mean(other),
+    ]
+
+
+def _factor(kernel):
+    """Features whose Gram matrix is the kernel."""
+    values, vectors = np.linalg.eigh(np.float64(kernel))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_limits_of_other_depths_by_explicit_features(depth):
+    problem, limit = _small_limits(depth)
+    assert limit.features.shape == (2, depth, 24, 24)
+    assert len(limit.tangent[0]) == depth
+    with jax.enable_x64(True):
+        kernels = kernel_layers(problem.inputs, depth=depth, activation="erf", **limits.SCALES["erf"])
+        records = {
+            "nngp": [(limit.collapse[0][i], kernels.features[i + 1]) for i in range(depth)],
+            "ntk": [(limit.tangent[0][i], kernels.ntk[i + 1]) for i in range(depth)],
+            "points": [(limit.ntk_collapse[0], kernels.ntk[-1][:18, :18])],
+        }
+        for pairs in records.values():
+            for found, kernel in pairs:
+                rows = len(kernel)
+                truth = _literal_collapse(_factor(kernel), problem.labels[:rows], problem.fine_labels[:rows])
+                ours = [float(found.nc1), float(found.within_between_ratio), float(found.cdnv)]
+                # Square roots of eigenvalues that are 0 up to rounding, 1e-8.
+                np.testing.assert_allclose([*ours, float(found.structure.ratio)], truth, rtol=1e-5)
+    np.testing.assert_allclose(limit.ntk[0], kernels.ntk[-1][:18, :18], rtol=1e-6)
+    # Of the other activation, and with the wrong derivative, these are other numbers.
+    right, *wrong = (float(each.nc1) for each in limit.ntk_collapse)
+    assert all(abs(each / right - 1) > 0.01 for each in wrong)
+    truth = _literal_collapse(problem.inputs[:18], problem.labels[:18], problem.fine_labels[:18])
+    assert float(limit.raw_points.nc1) == pytest.approx(truth[0], rel=1e-6)
+
+
+def test_no_hidden_layer_is_refused():
+    with pytest.raises(ArgumentError, match="`depth` must be an integer >= 1, but is 0"):
+        limits.predict(limits.mixture(2), "erf", depth=0, num_train=6, num_points=6, steps=(0, 1))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_collapse_of_the_empirical_tangent_kernel_by_its_jacobian(key, depth):
+    config, found = _measured(12, key, steps=(0,), depth=depth)
+    graph, params, frozen = nnx.split(config.lazy.initial_model(key), nnx.Param, ...)
+    points = jnp.asarray(config.lazy.inputs, dtype=float)
+    jacobian = jax.jacobian(lambda p: nnx.merge(graph, p, frozen)(points))(params)
+    # A sample's features: derivatives of every output by every parameter.
+    rows = [np.float64(leaf).reshape(len(points), -1) for leaf in jax.tree.leaves(jacobian)]
+    kernel = np.sum([np.einsum("ip,jp->ij", each, each) for each in rows], axis=0)
+    truth = _literal_collapse(_factor(kernel), config.labels[:18], config.fine_labels[:18])
+    ours = [found.initial_ntk.nc1, found.initial_ntk.within_between_ratio, found.initial_ntk.cdnv]
+    np.testing.assert_allclose([*ours, found.initial_ntk.ratio], truth, rtol=2e-3)
+    # The seeds of a sweep go through vmap.
+    several = jax.vmap(measuring.measure, in_axes=(None, 0))(config, jnp.stack([key, jax.random.key(9)]))
+    np.testing.assert_allclose(several.initial_ntk.nc1[0], found.initial_ntk.nc1, rtol=1e-3)
+    assert several.initial_ntk.ratio.shape == (2,)
 
 
 def test_measurement_of_one_network_by_hand(key):
@@ -158,6 +245,7 @@ def test_measurement_of_one_network_by_hand(key):
     # Training moved the features and hardly the kernel.
     assert 0 < float(found.ntk_change) < 1
     assert (np.asarray(found.initial.nc1) != np.asarray(found.trained.nc1)).all()
+    assert 0 < abs(float(found.trained_ntk.nc1 / found.initial_ntk.nc1) - 1) < 1
 
 
 def test_networks_that_are_not_trained_leave_nan_and_count_as_finite(key):
@@ -165,7 +253,9 @@ def test_networks_that_are_not_trained_leave_nan_and_count_as_finite(key):
     assert bool(found.finite)
     assert np.isnan(found.ntk_change)
     assert np.isnan(np.asarray(found.trained.nc1)).all()
+    assert np.isnan(found.trained_ntk.nc1)
     assert np.isfinite(np.asarray(found.initial.nc1)).all()
+    assert np.isfinite(found.initial_ntk.nc1)
 
 
 def _made_up_record(**changes):
@@ -174,7 +264,8 @@ def _made_up_record(**changes):
     widths, seeds, layers = np.array([64, 128, 256, 512, 1024, 2048]), 16, 2
     names = ["mixture-erf", "digits-relu"]
     shape = (2, 6, seeds)
-    decay = {"deviation": 1.0, "bias": 1.0, "change": 2.0, "features": 1.0, "outputs": 1.0, "ntk": 1.0} | changes
+    decay = {"deviation": 1.0, "bias": 1.0, "change": 2.0, "features": 1.0, "outputs": 1.0, "ntk": 1.0, "tangent": 1.0}
+    decay |= changes
 
     def power(exponent, *tail):
         chance = rng.chisquare(30, size=(*shape, *tail)) / 30
@@ -201,6 +292,9 @@ def _made_up_record(**changes):
         bias = (64 / widths.reshape(6, 1, 1)) ** decay["bias"] * 0.5
         noise = 0.003 * rng.normal(size=(*shape, layers))
         variables[f"{when}_nc1"] = ((*run, "layer"), changes.get("limit", 1.0) * 0.5 * (1 + bias * (1 + noise)))
+        excess = (64 / widths[:, None]) ** decay["tangent"] * 0.5 * (1 + 0.003 * rng.normal(size=shape))
+        variables[f"{when}_ntk_nc1"] = (run, 0.2 * (1 + excess))
+    variables["points_ntk_nc1"] = (("condition", "ntk_predictor"), np.array([[0.2, 0.22, 0.3], [0.2, 0.18, 0.3]]))
     for name, limit, raw in (("nc1", 0.5, 5.0), ("within_between_ratio", 2.0, 1.5), ("ratio", 0.6, 0.5)):
         variables[f"limit_{name}"] = (("condition", "feature_predictor", "layer"), np.full((2, 2, layers), limit))
         variables[f"raw_{name}"] = (("condition",), np.full(2, raw))
@@ -226,6 +320,7 @@ def test_a_record_that_obeys_the_laws_passes_and_each_fault_fails_its_claims():
         "deviation": (0.5, {"start/kernel", "start/distances", "start/trace-ratio", "start/q", "trained/kernel"}),
         "bias": (0.5, {"start/nc1-bias", "trained/nc1-bias"}),
         "ntk": (2.0, {"start/ntk"}),
+        "tangent": (0.5, {"start/ntk-nc1", "trained/ntk-nc1"}),
         "change": (1.0, {"lazy/ntk-change"}),
         "outputs": (0.0, {"lazy/outputs"}),
         "limit": (1.2, {"limit/nc1/mixture-erf", "limit/nc1/digits-relu"}),
@@ -240,6 +335,38 @@ def test_a_claim_whose_control_passes_is_a_failure():
     failures = claims.judge(_made_up_record(features=2.0)).failures()
     assert len(failures) == 1
     assert failures[0].startswith("lazy/ntk-change/features: a control that must be refuted")
+
+
+def test_a_tangent_kernel_that_another_activation_fits_as_well_is_a_failure():
+    made = _made_up_record()
+    made["points_ntk_nc1"][:, 1] = made["points_ntk_nc1"][:, 0]
+    failures = claims.judge(made).failures()
+    assert len(failures) == 2
+    assert all("/ntk-nc1/activation: a control that must be refuted" in each for each in failures)
+
+
+def test_a_record_without_collapse_of_tangent_kernels_is_judged_on_the_rest():
+    made = _made_up_record()
+    old = made.drop_vars(["initial_ntk_nc1", "trained_ntk_nc1", "points_ntk_nc1"])
+    missing = {row.id.split("/ntk-nc1")[0] for row in claims.judge(made).claims if "ntk-nc1" in row.id}
+    assert missing == {"start", "trained"}
+    names = [row.id for row in claims.judge(made).claims if "ntk-nc1" not in row.id]
+    assert [row.id for row in claims.judge(old).claims] == names
+    old["limit_cdnv"], old["raw_cdnv"] = old["limit_ratio"], old["raw_ratio"]
+    assert tables.summary(old).endswith("claims not judged: start/ntk-nc1, trained/ntk-nc1.")
+    figure.draw(old)
+
+
+def test_biases_of_either_sign_in_different_conditions_do_not_cancel():
+    law = 0.1 / WIDTHS[:, None] * np.ones((4, 5))
+    assert slopes.mean_magnitude_slope(np.stack([law, -law]), WIDTHS) == pytest.approx(-1.0)
+    assert slopes.mean_magnitude_slope(np.stack([law, -1 - law]), WIDTHS) == pytest.approx(0.0, abs=0.01)
+
+
+def test_folder_names():
+    names = {1: "depth1", 2: "default", 3: "depth3"}
+    assert {depth: kernel_limits.Config(depth=depth).name for depth in names} == names
+    assert kernel_limits.Config(depth=3, smoke=True).name == "smoke"
 
 
 def test_a_seed_that_became_undefined_is_never_dropped():
@@ -260,8 +387,12 @@ def test_smoke_writes_a_whole_run_folder(smoke):
         assert history["initial_nc1"].dims == ("condition", "width", "seed", "layer")
         assert history["initial_nc1"].attrs["units"] == "dimensionless"
         assert history["finite"].all()
-        for name in ("initial_nc1", "trained_nc1", "ntk_deviation", "output_deviation", "limit_nc1", "raw_nc1"):
+        measured = ("initial_nc1", "trained_nc1", "ntk_deviation", "output_deviation", "initial_ntk_nc1")
+        for name in (*measured, "trained_ntk_ratio", "limit_nc1", "limit_ntk_cdnv", "points_ntk_nc1", "raw_nc1"):
             assert np.isfinite(history[name]).all()
+        assert history["limit_ntk_nc1"].dims == ("condition", "feature_predictor", "layer")
+        ratio = history["limit_ntk_nc1"] / history["raw_nc1"]
+        np.testing.assert_allclose(history["limit_ntk_relative_nc1"], ratio)
         # Few seeds show no exponent, but tell the right kernel from that of the other activation.
         deviation = history["ntk_deviation"].mean("seed").isel(width=-1)
         right, other = (deviation.sel(ntk_predictor=name) for name in ("limit", "activation"))
@@ -276,7 +407,7 @@ def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert run_here(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
 
 
@@ -293,17 +424,18 @@ def test_resume_gives_the_same_ledger(smoke):
 
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/kernel_limits.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/kernel_limits.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {f"kernel_limits.{end}" for end in ("pdf", "png", "csv")}
     rows = (tmp_path / "kernel_limits.csv").read_text().splitlines()
     assert rows[0] == "panel,condition,layer,predictor,width,mean,error,limit,raw"
-    # Two conditions, three widths: two layers of (two predictors, NC1, change), then change, tangent kernel, outputs.
-    assert len(rows) == 1 + 2 * 3 * (2 * 4 + 1 + 3 + 3)
+    # Two conditions, three widths: two layers of (two predictors, NC1, change), then change, tangent kernel, outputs,
+    # NC1 of the tangent kernel; and its limits, of two layers and predictors.
+    assert len(rows) == 1 + 2 * (3 * (2 * 4 + 1 + 3 + 3 + 3) + 2 * 2)
 
 
 def test_bad_arguments_end_as_one_line(tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", "--conditions", "mixture-tanh")
+    result = run_here(SCRIPT, "--out", tmp_path / "new", "--conditions", "mixture-tanh")
     message = "Argument `conditions` must list different ones of ['mixture-erf', "
     assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
@@ -317,6 +449,7 @@ def test_bad_arguments_end_as_one_line(tmp_path):
         ({"record_steps": (1, 4)}, "`record_steps` must start at 0, but starts at 1"),
         ({"record_steps": (0,)}, "`record_steps` must be at least 2 increasing"),
         ({"trained_width": 128}, "`trained_width` must be at least 256"),
+        ({"depth": 0}, "`depth` must be an integer >= 1, but is 0"),
         ({"conditions": ()}, "`conditions` must list different ones"),
         ({"conditions": ("digits-erf", "digits-erf")}, "`conditions` must list different ones"),
         ({"num_seeds": 1}, "`num_seeds` must be an integer >= 2"),
