@@ -123,7 +123,18 @@ def train_network(
     Initial parameters, the order of the images and their augmentation are functions of the seed, the epoch and the
     step alone. On one device kind and number, an interrupted and resumed run ends bitwise where an uninterrupted one
     does. With a mesh each batch is spread over its axis "data" and the parameters are copied to all devices; batch
-    norm sees the whole batch, so results equal those of one device to rounding.
+    norm sees the whole batch, so results equal those of one device to rounding, and another number of devices may
+    finish a run.
+
+    The processes of one run (`nctheory.distributed`) train together: each has all images and gives its devices their
+    part of every batch, and process 0 alone touches `folder`; the others see what it stores and refuses. Every process
+    has to call this with the same arguments, and to use the network that it gets, also in the callback, as the others
+    do: its arrays lie on all devices. Processes with meshes of their own devices train apart, each in its own folder.
+
+    With a folder, SIGTERM in one of the processes lets them all finish the step (where an epoch is one program, the
+    epoch), write a checkpoint and end with code 143, from which `resume` goes on to the same bits. A callback is left
+    and carried out again, but with several processes comes to its end. A second SIGTERM acts at once. A process that
+    is killed outright loses what came after the last checkpoint.
 
     Args:
         spec: frozen and hashable, with `build(image_shape, num_outputs, rngs, *, dtype)`.
@@ -132,7 +143,7 @@ def train_network(
         test: test split, with the statistics of the training split; evaluated after each epoch, never trained on.
         seed: seed in 0..2^32 - 1.
         folder: where checkpoints go: those of `config.kept_epochs` and the newest; None keeps none.
-        mesh: devices, with an axis "data"; None is the default device.
+        mesh: devices, with an axis "data"; None is the default device, or with several processes all devices of all.
         resume: whether to go on from the newest checkpoint in `folder`; without one the run starts anew.
         progress: whether to show a progress bar with images a second and the time left.
         on_checkpoint: called as `on_checkpoint(epoch, network)` at each of `config.kept_epochs` with a copy of the
@@ -150,6 +161,8 @@ def train_network(
         RunFolderError: if `folder` cannot be used, holds checkpoints without `resume`, those of another run, or a
             damaged one.
         NonFiniteLossError: when the loss of a step is not finite; earlier checkpoints stay.
+        DistributedError: if another process ends, or trains something else.
+        Preempted: a `SystemExit` with code 143, after SIGTERM; under a command line its own way to end.
     """
     mesh = _data_mesh(_together.mesh_of_all(DATA_AXIS) if mesh is None else mesh, config)
     program = _checked_program(spec, config, train, test, (seed,), mesh=mesh)
@@ -177,7 +190,8 @@ def train_networks(
     """Train one network a seed, all at once on one device by `vmap`; for networks too small to fill it alone.
 
     Seed 3 gives what `train_network` gives for it, to rounding, whatever the other seeds. A seed whose loss is not
-    finite goes on with NaN and is marked in `finite`; only if all are lost does the training stop.
+    finite goes on with NaN and is marked in `finite`; only if all are lost does the training stop. With several
+    processes each trains all seeds, and process 0 stores them.
 
     Args:
         spec: as in `train_network`; on a CPU networks without convolutions gain most.
