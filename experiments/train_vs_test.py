@@ -57,7 +57,7 @@ def measure(options: MlpOptions, pool: "Pool", plans: dict, folder: RunFolder) -
     from _generalisation.parts import PARTS, Job
 
     began = time.perf_counter()
-    with Bench(None, options.seeds, folder.parts) as bench:
+    with Bench(None, options.seeds, folder.parts, progress=not options.quiet) as bench:
         job = Job(options, pool, plans, bench, folder.parts)
         for name in plans:
             PARTS[name].prepare(job)
@@ -95,7 +95,7 @@ def finish(folder: RunFolder, tree: "xr.DataTree") -> int:
 
 def run(config: Config) -> int:
     """Run the experiment, or with `plot_only` judge and draw a finished run again."""
-    path = config.run_path(EXPERIMENT, f"{config.dataset}-{config.network}")
+    path = config.run_path(EXPERIMENT, config.name)
     if config.plot_only:
         return redraw(path, EXPERIMENT, finish, RunFolder.read_tree)
     if config.smoke:
@@ -106,7 +106,9 @@ def run(config: Config) -> int:
         known = list(vision.dataset_names())
         raise ArgumentError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
     sized = config.sized
-    stored = {f.name: getattr(sized, f.name) for f in dataclasses.fields(sized) if f.name != "data_dir"}
+    # What changes no number may change when a run goes on.
+    kept = [each.name for each in dataclasses.fields(sized) if each.name not in ("data_dir", "quiet")]
+    stored = {name: getattr(sized, name) for name in kept}
     # Planned before the folder is made: a bad number must not leave a folder behind.
     if sized.takes_images:
         from _generalisation import images

@@ -1,11 +1,11 @@
 """Image networks on the official split: train, measure every layer, probe, and record as the MLPs are."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ import xarray as xr
 from _bench import dimensionless
 from _coarse.images import hardware
 from _layers.images import train_and_measure
-from _layers.recipes import library_units
+from _layers.recipes import image_training
 
 from _generalisation.data import two_classes
 from _generalisation.options import MlpOptions
@@ -96,21 +96,12 @@ def _trainings(options: MlpOptions, part: str, num_classes: int) -> dict[str, vi
     given = options.weight_decay if part == "collapse" else options.transfer_decay
     configs = {}
     for condition in CONDITIONS if options.images.control else CONDITIONS[:1]:
-        rate, decay = library_units(
+        configs[condition] = image_training(
+            options.images,
             options.loss,
             num_classes,
             learning_rate=options.learning_rate,
             weight_decay=given if condition == "decay" else 0.0,
-        )
-        configs[condition] = vision.ImageTrainConfig(
-            learning_rate=rate,
-            weight_decay=decay,
-            batch_size=options.images.batch_size,
-            num_epochs=options.images.num_epochs,
-            schedule=options.images.schedule,
-            loss=options.loss,
-            compute_dtype=options.images.compute_dtype,
-            checkpoint_epochs=options.images.epochs,
         )
     return configs
 
@@ -119,7 +110,8 @@ def measure(options: MlpOptions, job: Job, folder: RunFolder) -> xr.DataTree:
     """Train and measure every part, condition and seed, resuming what the folder holds; write record and manifest."""
     began = time.perf_counter()
     makers = {"collapse": _collapse, "transfer": _transfer}
-    tree = xr.DataTree.from_dict({name: makers[name](options, job, folder.parts) for name in options.chosen})
+    done = {name: makers[name](options, job, folder.parts) for name in options.chosen}
+    tree = xr.DataTree.from_dict({name: data for name, (data, _) in done.items()})
     tree.attrs.update(
         kind="images",
         title=f"{options.network} on {options.dataset}, {job.splits[0].num_samples} train images, {options.loss}",
@@ -131,9 +123,24 @@ def measure(options: MlpOptions, job: Job, folder: RunFolder) -> xr.DataTree:
     folder.write_manifest(
         device=str(jax.devices()[0].device_kind),
         dtype=config.dtype_on(jax.default_backend()),
+        **_added([seconds for _, seconds in done.values()]),
         wall_seconds=time.perf_counter() - began,
     )
     return tree
+
+
+class Seconds(NamedTuple):
+    """Times of training runs, by the names they have in the manifest; those of diverged runs are not known."""
+
+    compile_seconds: float
+    run_seconds: float
+    measure_seconds: float
+
+
+def _added(parts: Iterable[Seconds]) -> dict[str, float]:
+    """Sum of times, by name."""
+    table = np.array(list(parts), dtype=np.float64)
+    return dict(zip(Seconds._fields, table.sum(axis=0).tolist(), strict=True))
 
 
 def _every_run(options: MlpOptions, job: Job, part: str, one: Callable[..., Any]) -> list[list[Any]]:
@@ -173,10 +180,10 @@ def _coordinates(options: MlpOptions, job: Job, part: str) -> dict[str, Any]:
     return {"condition": list(job.configs[part]), "seed": options.seeds, "epoch": list(epochs)}
 
 
-def _collapse(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
+def _collapse(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, Seconds]:
     def one(config: Any, seed: int, name: str) -> Any:
         few = options.images
-        settings: dict[str, Any] = {"pool": few.pool, "max_measured": few.max_measured}
+        settings: dict[str, Any] = {"pool": few.pool, "max_measured": few.max_measured, "progress": not options.quiet}
         return train_and_measure(job.spec, config, *job.splits, seed=seed, folder=parts / name, **settings)
 
     rows = _every_run(options, job, "collapse", one)
@@ -190,19 +197,36 @@ def _collapse(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
         variables[name] = ((*_RUN, "split"), values, dimensionless(f"{name} of the network in evaluation mode"))
     layers = next(each.names for row in rows for each in row if each is not None)
     attributes = {"num_train": job.splits[0].num_samples, "weight_decay": options.weight_decay}
-    return dataset(variables, _coordinates(options, job, "collapse"), attributes, layers=list(layers))
+    found = [each for row in rows for each in row if each is not None]
+    seconds = [
+        Seconds(each.compile_seconds, float(each.curves["seconds"].sum()), float(each.measure_seconds.sum()))
+        for each in found
+    ]
+    record = dataset(variables, _coordinates(options, job, "collapse"), attributes, layers=list(layers))
+    return record, Seconds(**_added(seconds))
 
 
-def _transfer(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
+def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, Seconds]:
     probed = (job.splits[0].head(min(options.num_probed, job.splits[0].num_samples)), job.splits[1])
 
     def one(config: Any, seed: int, name: str) -> Any:
         check = partial(_at_checkpoint, config=config, probed=probed, job=job, options=options)
         run = vision.train_network(
-            job.spec, config, *job.merged, seed=seed, folder=parts / name, resume=True, on_checkpoint=check
+            job.spec,
+            config,
+            *job.merged,
+            seed=seed,
+            folder=parts / name,
+            resume=True,
+            on_checkpoint=check,
+            progress=not options.quiet,
         )
-        return [run.checkpoints[epoch] for epoch in config.kept_epochs]
+        records = [run.checkpoints[epoch] for epoch in config.kept_epochs]
+        measuring = sum(float(each["seconds"]) for each in records)
+        seconds.append(Seconds(run.compile_seconds, float(np.sum(run.history.seconds)), measuring))
+        return records
 
+    seconds: list[Seconds] = []
     rows = _every_run(options, job, "transfer", one)
 
     def every(name: str) -> np.ndarray:
@@ -223,7 +247,7 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> xr.Dataset:
     }
     coordinates = {**_coordinates(options, job, "transfer"), "probe": list(PROBES), "class": list(job.class_names)}
     attributes = {"num_train": job.merged[0].num_samples, "weight_decay": options.transfer_decay}
-    return dataset(variables, coordinates, attributes, layers=["features"])
+    return dataset(variables, coordinates, attributes, layers=["features"]), Seconds(**_added(seconds))
 
 
 def _at_checkpoint(
@@ -231,6 +255,7 @@ def _at_checkpoint(
 ) -> dict[str, Any]:
     """Collapse of the classifier's input onto the super-classes, accuracy, and every probe of the original classes."""
     del epoch
+    began = time.perf_counter()
     used = [_measured(part, options) for part in job.merged]
     layers = layer_collapse(network, *used, layers=["features"], include_input=False)
     assert layers.test is not None
@@ -244,4 +269,5 @@ def _at_checkpoint(
         "nc1": np.array([float(side.collapse.nc1[0]) for side in (layers.train, layers.test)]),
         "accuracy": np.array([float(vision.evaluate(network, part, loss=config.loss).accuracy) for part in job.merged]),
         "probes": scores,
+        "seconds": np.array(time.perf_counter() - began),
     }

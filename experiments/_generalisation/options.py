@@ -4,17 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from _layers.options import ImageOptions
+from _layers.options import ImageOptions, check_foreign, check_run_options
 
 from nctheory._cli import RunOptions, check_integer
 from nctheory._errors import ArgumentError
 
 PARTS = ("collapse", "transfer", "samples")
 """Parts in the order in which they run; "collapse" holds the cascade too."""
+_USUAL_PARTS = ("collapse", "transfer")
 _SMOKE = {"num_train": 200, "num_epochs": 6, "transfer_epochs": 4, "num_passes": 800, "sizes": (100, 200)}
 _IMAGE_DEFAULTS = ImageOptions()
 _OF_THE_MLP = ("num_images", "num_train", "num_epochs", "transfer_train", "transfer_epochs", "sizes", "num_passes")
 _OF_THE_MLP += ("depth", "width", "batch_size")
+_OF_IMAGES = ("images", "num_probed")
 _SMOKE |= {"num_images": 600, "width": 32, "depth": 3, "parts": ("all",)}
 
 
@@ -25,7 +27,7 @@ class MlpOptions(RunOptions):
     num_seeds: int | None = None
     """Number of seeds; the claims are about them. MLP: at least 2, default 8. Image networks: default 1."""
 
-    parts: tuple[Literal["collapse", "transfer", "samples", "all"], ...] = ("collapse", "transfer")
+    parts: tuple[Literal["collapse", "transfer", "samples", "all"], ...] = _USUAL_PARTS
     """What to run: "collapse" on train against test with the cascade over layers, "transfer" from two super-classes to
     the original classes, "samples" for the dependence on the number of train samples (the slow one), or "all"."""
     dataset: str = "digits"
@@ -67,15 +69,12 @@ class MlpOptions(RunOptions):
     off."""
     num_probed: int = 10_000
     """Image networks: train images, the first, on which probes are fitted."""
+    quiet: bool = False
+    """Show no progress bars."""
 
     def __post_init__(self):
         """Check what needs no data."""
-        # One image network may stand alone; all else is checked as for every experiment.
-        shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(RunOptions)}
-        if self.takes_images and self.num_seeds is not None:
-            check_integer("num_seeds", self.num_seeds, minimum=1)
-            shared["num_seeds"] = max(self.num_seeds, 2)
-        RunOptions(**shared)
+        check_run_options(self, alone=self.takes_images)
         self.images.check()
         self._check_foreign()
         check_integer("num_probed", self.num_probed, minimum=2)
@@ -96,14 +95,9 @@ class MlpOptions(RunOptions):
             check_integer("sizes", size, minimum=2)
 
     def _check_foreign(self) -> None:
-        """Refuse options of the other kind of network: a number that would be ignored is worse than an error."""
-        default = {each.name: each.default for each in dataclasses.fields(self)}
-        for name in _OF_THE_MLP if self.takes_images else ("images", "num_probed"):
-            if getattr(self, name) != default[name]:
-                place = "the MLP" if self.takes_images else "image networks"
-                raise ArgumentError(
-                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
-                )
+        """Refuse options of the other kind of network."""
+        names, owner = (_OF_THE_MLP, "the MLP") if self.takes_images else (_OF_IMAGES, "image networks")
+        check_foreign(self, names, network=f"network {self.network!r}", owner=owner)
         if self.takes_images and "samples" in self.parts:
             raise ArgumentError("Argument `parts` must not name 'samples' with an image network: it is of the MLP.")
 
@@ -117,6 +111,12 @@ class MlpOptions(RunOptions):
         """The parts to run."""
         known = PARTS[:2] if self.takes_images else PARTS
         return tuple(name for name in known if name in self.parts or "all" in self.parts)
+
+    @property
+    def name(self) -> str:
+        """Of the run folder: set, network, and the parts if they are not the default ones."""
+        chosen = ("all",) if self.chosen == PARTS else self.chosen
+        return "-".join([self.dataset, self.network, *(() if chosen == _USUAL_PARTS else chosen)])
 
     @property
     def sized(self) -> "MlpOptions":

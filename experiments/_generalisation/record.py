@@ -6,21 +6,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from _bench import dimensionless
+from _layers.record import CENTERS as LAYER_CENTERS
+from _layers.record import METRICS, SPLITS
 
-SPLITS = ("train", "test")
-COLLAPSE = {
-    "nc1": "q = tr(Sigma_W Sigma_B^+)/K about the class means of the split",
-    "within_between_ratio": "r = tr Sigma_W / tr Sigma_B about the class means of the split",
-    "cdnv": "mean over pairs of classes of (var_c + var_c')/(2 |mu_c - mu_c'|^2), class means of the split",
-    "nc2_etf_distance": "distance of the split's centred class means from a simplex ETF",
-}
-CENTERS = {
-    "strong": "S = mean |h - mu_y|^2 / tr Sigma_B about the train class means (working definition after Hui et al.)",
-    "weak": "W = mean min_c |h - mu_c|^2 / tr Sigma_B about the train class means (working definition)",
-    "near_share": "share of samples with min_c |h - mu_c|^2 < 0.1 tr Sigma_B about the train class means",
-    "label_mismatch": "share of samples whose nearest train class mean is not that of their label",
-    "prediction_mismatch": "share of samples whose nearest train class mean is not that of the network's prediction",
-}
+COLLAPSE = {name: METRICS[name] for name in ("nc1", "within_between_ratio", "cdnv", "nc2_etf_distance")}
+"""What of the split's own class means is stored; q is NC1, r the trace ratio."""
+_AFTER_HUI = {name: f"{METRICS[name]} (working definition after Hui et al.)" for name in ("strong", "weak")}
+CENTERS = LAYER_CENTERS | _AFTER_HUI
+"""What is stored about the train class means; S is `strong`, W `weak`."""
 
 
 def measured(history: Any, dims: Sequence[str]) -> dict[str, Any]:

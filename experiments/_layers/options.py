@@ -1,9 +1,10 @@
 """Options of image networks; light, because `--help` reads them."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from nctheory._cli import check_integer
+from nctheory._cli import RunOptions, check_integer
 from nctheory._errors import ArgumentError
 
 
@@ -59,3 +60,38 @@ class ImageOptions:
         small = {"num_epochs": 2, "batch_size": 64, "num_train": 256, "num_test": 256}
         changed = {name: value for name, value in small.items() if getattr(self, name) == default[name]}
         return dataclasses.replace(self, **changed)
+
+
+def check_run_options(options: RunOptions, *, alone: bool) -> None:
+    """Check what every experiment has; with `alone`, for image networks, a single seed is enough.
+
+    Args:
+        options: of the experiment, which replaces `__post_init__` of `RunOptions` by this.
+        alone: whether one seed may stand alone.
+
+    Raises:
+        ValueError: for a number out of range or options that exclude each other.
+    """
+    shared: dict[str, Any] = {each.name: getattr(options, each.name) for each in dataclasses.fields(RunOptions)}
+    if alone and options.num_seeds is not None:
+        check_integer("num_seeds", options.num_seeds, minimum=1)
+        shared["num_seeds"] = max(options.num_seeds, 2)
+    RunOptions(**shared)
+
+
+def check_foreign(options: Any, names: Iterable[str], *, network: str, owner: str) -> None:
+    """Refuse options of the other kind of network: a number that would be ignored is worse than an error.
+
+    Args:
+        options: dataclass record.
+        names: fields that must have their defaults.
+        network: what is trained, in words.
+        owner: whose the fields are, in words.
+
+    Raises:
+        ValueError: for the first field that has another value.
+    """
+    default = {each.name: each.default for each in dataclasses.fields(options)}
+    for name in names:
+        if getattr(options, name) != default[name]:
+            raise ArgumentError(f"Argument `{name}` must be left alone with {network}: it is of {owner}.")

@@ -1,8 +1,13 @@
 """How the small networks of the layer experiments are trained, and what a learning rate means under each loss."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from nctheory import simulator
+
+if TYPE_CHECKING:
+    from _layers.options import ImageOptions
+    from nctheory import vision
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "silu")
 """Activations of the public code of Parker et al. (2023)."""
@@ -28,6 +33,36 @@ def library_units(loss: str, num_classes: int, *, learning_rate: float, weight_d
     """
     factor = num_classes / 2 if loss == "mse" else 1.0
     return learning_rate / factor, weight_decay * factor
+
+
+def image_training(
+    options: "ImageOptions", loss: str, num_classes: int, *, learning_rate: float, weight_decay: float
+) -> "vision.ImageTrainConfig":
+    """Training of an image network, rate and decay given in the units of a mean squared error.
+
+    Args:
+        options: of the training.
+        loss: "mse" or "cross_entropy".
+        num_classes: number of outputs.
+        learning_rate: as in `library_units`.
+        weight_decay: as in `library_units`.
+
+    Returns:
+        The training, in the library's units.
+    """
+    from nctheory import vision
+
+    rate, decay = library_units(loss, num_classes, learning_rate=learning_rate, weight_decay=weight_decay)
+    return vision.ImageTrainConfig(
+        learning_rate=rate,
+        weight_decay=decay,
+        batch_size=options.batch_size,
+        num_epochs=options.num_epochs,
+        schedule=options.schedule,
+        loss=loss,
+        compute_dtype=options.compute_dtype,
+        checkpoint_epochs=options.epochs,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

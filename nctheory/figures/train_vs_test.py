@@ -24,6 +24,8 @@ PROBES = {
 }
 """Probes: label and colour."""
 _BAND = 0.18
+LOSS = 0.2
+"""A run whose ridge probe ends this far below its peak after the fit has lost the original classes."""
 
 
 def mean_and_range(values: "xr.DataArray", *, log: bool = False) -> dict[str, np.ndarray]:
@@ -55,7 +57,8 @@ def draw_all(tree: "xr.DataTree") -> "dict[str, Figure]":
 
     Returns:
         Figures by file name, each `plotting.TEXT_WIDTH` inches wide; lines are means over seeds (geometric on
-        logarithmic axes), bands and bars ranges over seeds.
+        logarithmic axes), bands and bars ranges over seeds. Runs without weight decay that lose the original classes
+        all the same are marked in the figure of the transfer.
     """
     drawn: dict[str, Figure] = {}
     with plotting.use_style():
@@ -228,9 +231,10 @@ def _transfer_figure(data: "xr.Dataset") -> "Figure":
         _line(axes, x, coarse, band=False, color=GREY, linestyle=":", label="network, two super-classes")
         _epoch_axis(axes, x[-1])
         axes.set(ylim=(0, 1.02), ylabel="held-out accuracy")
-        words = "weight decay" if condition == "decay" else "none (control)"
-        _title(axes, f"({letter}) probes of original classes, {words}")
+        words = "weight decay" if condition == "decay" else "no weight decay (control)"
+        _title(axes, f"({letter}) original classes, {words}")
     grid[0, 0].legend(loc="lower left")
+    _mark_losses(grid[0, 1], grid[1, 1], data)
     _draw_train_q(grid[1, 0], data, x)
     _draw_scatter(grid[1, 1], data)
     return figure
@@ -266,6 +270,34 @@ def _draw_scatter(axes: "Axes", data: "xr.Dataset") -> None:
     axes.set(xscale="log", xlabel=r"$q_{\mathrm{train}}$", ylabel="ridge probe, original classes", ylim=(0, 1.02))
     axes.legend(loc="lower right", title="large: end of training", title_fontsize=7)
     _title(axes, "(d) all records from the fit on")
+
+
+def _mark_losses(above: "Axes", below: "Axes", data: "xr.Dataset") -> None:
+    """Mark the runs without decay whose ridge probe falls nonetheless: as lines above, as names below."""
+    if "no_decay" not in data["condition"].values:
+        return
+    one = data.sel(condition="no_decay")
+    probe, q = one["probe_accuracy"].sel(probe="ridge"), one["nc1"].isel(layer=-1, epoch=-1).sel(split="train")
+    fitted = (one["accuracy"].sel(split="train", drop=True) >= 0.99).cumsum("epoch") > 0
+    lost = probe.where(fitted).max("epoch") - probe.isel(epoch=-1)
+    for seed in lost["seed"].values[(lost >= LOSS).values].tolist():
+        row, at = probe.sel(seed=seed), float(q.sel(seed=seed))
+        style = {"color": BLUE, "linestyle": "-.", "linewidth": 1.0}
+        above.plot(
+            data["epoch"], row.values, **style, label=rf"ridge, seed {seed}: $q_{{\mathrm{{train}}}}$ = {at:.1g}"
+        )
+        below.annotate(
+            f"seed {seed}",
+            (at, float(row[-1])),
+            xytext=(6, -2),
+            textcoords="offset points",
+            fontsize=7,
+            va="top",
+        )
+    marked = [line for line in above.get_lines() if str(line.get_label()).startswith("ridge, seed")]
+    if marked:
+        title = f"falls by {LOSS} or more without decay:"
+        above.legend(handles=marked, loc="lower left", title=title, title_fontsize=7, alignment="left")
 
 
 def at_dims(values: "xr.DataArray") -> tuple[str, ...]:

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 import train_vs_test
 import xarray as xr
-from _generalisation import claims, data, numbers, probing, runs
+from _generalisation import claims, data, images, numbers, probing, runs
 from _generalisation.options import MlpOptions
+from _generalisation.record import CENTERS, COLLAPSE
+from _layers.options import ImageOptions
+from _layers.record import METRICS
 
 from nctheory import simulator
 from nctheory._errors import ArgumentError
+from nctheory.claims import Ledger
+from nctheory.figures import train_vs_test as figures
 from nctheory.metrics.probes import ridge_probe_accuracy
-from tests.experiments.conftest import assert_refused, run_script
+from nctheory.runs import RunFolder
+from nctheory.vision import networks
+from tests.experiments.conftest import assert_refused, run_here, run_script
 
 SCRIPT = "experiments/train_vs_test.py"
 SEEDS = 8
@@ -245,6 +252,89 @@ def test_controls_without_decay_show_what_decay_does_not_cause():
 
 
 @pytest.mark.parametrize(
+    ("judge", "made", "fault", "control"),
+    [
+        (claims.judge_collapse, _made_up_collapse, "decay", "H1/weak/no-decay"),
+        (claims.judge_collapse, _made_up_collapse, "decay", "H3/layers/no-decay"),
+        (claims.judge_collapse, _made_up_collapse, "images", "H1/q-test/train-images"),
+        (claims.judge_collapse, _made_up_collapse, "start", "H3/depth/untrained"),
+        (claims.judge_transfer, _made_up_transfer, "decay", "H2/drop/no-decay"),
+        (claims.judge_samples, _made_up_samples, "start", "H1-n/gap/untrained"),
+        (claims.judge_samples, _made_up_samples, "images", "H1-n/slope/train-images"),
+    ],
+)
+def test_a_control_that_passes_fails_the_ledger(judge, made, fault, control):
+    """Data of the claim put in the place of the control's: the claim stays supported, and the ledger fails."""
+    right, wrong = made(), made()
+    if fault == "decay":
+        wrong = right.isel(condition=[0, 0]).assign_coords(condition=list(runs.CONDITIONS))
+    elif fault == "images" and "size" in right.dims:
+        wrong["nc1"] = right["nc1"].sel(split=["test", "test"]).assign_coords(split=["train", "test"])
+    elif fault == "images":
+        wrong = _made_up_collapse(q_train=0.07)
+    elif "size" in right.dims:
+        wrong["nc1"] = right["nc1"].sel(end=["final", "final"]).assign_coords(end=["initial", "final"])
+    else:
+        r = right["within_between_ratio"].values.copy()
+        r[:, :, 0] = r[:, :, -1]
+        wrong["within_between_ratio"].values[...] = r
+    before, after = Ledger(judge(right)), Ledger(judge(wrong))
+    rows = {row.id: row for row in after.claims}
+    assert not any(each.startswith(f"{control}:") for each in before.failures())
+    assert rows[control].verdict != "refuted"
+    assert any(each.startswith(f"{control}: a control that must be refuted") for each in after.failures())
+    assert after.exit_code() == 1
+
+
+def test_folder_names():
+    named = {
+        "digits-mlp": {},
+        "digits-mlp-samples": {"parts": ("samples",)},
+        "digits-mlp-collapse-samples": {"parts": ("samples", "collapse")},
+        "digits-mlp-all": {"parts": ("all",)},
+        "mnist-vgg11": {"dataset": "mnist", "network": "vgg11", "parts": ("all",)},
+        "mnist-vgg11-transfer": {"dataset": "mnist", "network": "vgg11", "parts": ("transfer",)},
+    }
+    assert {name: MlpOptions(**options).name for name, options in named.items()} == {name: name for name in named}
+    assert MlpOptions(parts=("transfer", "collapse")).name == "digits-mlp"
+
+
+def test_definitions_are_those_of_the_layer_experiment():
+    for name, text in (COLLAPSE | CENTERS).items():
+        assert text.startswith(METRICS[name])
+
+
+@pytest.mark.slow
+def test_image_networks_are_timed_and_quiet(tmp_path, capfd):
+    options = MlpOptions(
+        network="vgg11",
+        num_seeds=1,
+        num_probed=100,
+        quiet=True,
+        images=ImageOptions(num_epochs=1, batch_size=50, num_train=200, num_test=100, control=False),
+    )
+    job = dataclasses.replace(images.plan(options), spec=networks.MlpSpec(widths=(8, 6)))
+    with RunFolder.create(tmp_path / "run", {"smoke": True}, experiment="train_vs_test") as folder:
+        tree = images.measure(options, job, folder)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert all(0 < manifest[name] < manifest["wall_seconds"] for name in ("run_seconds", "measure_seconds"))
+    assert manifest["compile_seconds"] > 0
+    assert capfd.readouterr().err == ""
+    assert np.isfinite(tree["transfer"]["probe_accuracy"]).all()
+    assert tree["collapse"].sizes["layer"] == 3
+
+
+def test_a_run_that_falls_without_decay_is_marked_in_the_figure():
+    record = _made_up_transfer()
+    record["probe_accuracy"][1, 3] *= np.linspace(1, 0.5, EPOCHS.size)
+    for each, marks in ((record, {"seed 3"}), (_made_up_transfer(), set())):
+        tree = xr.DataTree.from_dict({"transfer": each})
+        panels = figures.draw_all(tree)["transfer"].axes
+        assert {text.get_text() for text in panels[3].texts} == marks
+        assert (panels[1].get_legend() is not None) == bool(marks)
+
+
+@pytest.mark.parametrize(
     ("changes", "failing"),
     [
         ({"accuracy": 0.998}, {"H1"}),
@@ -288,9 +378,9 @@ def test_each_fault_of_samples_fails_its_claims(changes, failing):
 
 
 def test_image_networks_are_judged_by_counts_of_seeds_alone():
-    """One seed suffices for a verdict; layers bear names; a control may be left out."""
-    collapse = _made_up_collapse(ratio=6.0).isel(seed=[0]).assign_coords(layer=list("abcdef"))
-    transfer = _made_up_transfer().isel(seed=[0], condition=[0])
+    """Layers bear names; a control may be left out; one seed gives numbers and no verdict."""
+    collapse = _made_up_collapse(ratio=6.0).isel(seed=[0, 1]).assign_coords(layer=list("abcdef"))
+    transfer = _made_up_transfer().isel(seed=[0, 1], condition=[0])
     tree = xr.DataTree.from_dict({"collapse": collapse, "transfer": transfer})
     tree.attrs["kind"] = "images"
     rows = {row.id: row for row in claims.judge_all(tree)}
@@ -299,6 +389,9 @@ def test_image_networks_are_judged_by_counts_of_seeds_alone():
         *("H3", "H3/untrained", "H3/no-decay"),
     }
     assert _failures(rows.values()) == set()
+    alone = {row.id: row for row in claims.judge_image_collapse(collapse.isel(seed=[0]))}
+    assert {row.verdict for row in alone.values()} == {"inconclusive"}
+    assert alone["H1"].measured == 1
     fallen = {row.id: row.verdict for row in claims.judge_image_collapse(_made_up_collapse(q_test=0.03, last=0.2))}
     assert (fallen["H1"], fallen["H3"]) == ("refuted", "refuted")
     kept = {row.id: row.verdict for row in claims.judge_image_transfer(_made_up_transfer(final=0.93))}
@@ -361,7 +454,7 @@ def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()
     (out / "claims.json").unlink()
-    assert run_script(SCRIPT, "--plot-only", "--out", out).returncode == 0
+    assert run_here(SCRIPT, "--plot-only", "--out", out).returncode == 0
     assert (out / "claims.json").read_text() == before
 
 
@@ -380,7 +473,7 @@ def test_resume_gives_the_same_ledger(smoke):
 
 def test_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
-    result = run_script("paper_figs/train_vs_test.py", "--run", out, "--out", tmp_path)
+    result = run_here("paper_figs/train_vs_test.py", "--run", out, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
@@ -407,7 +500,7 @@ def test_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
     ],
 )
 def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
-    result = run_script(SCRIPT, "--out", tmp_path / "new", *arguments)
+    result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
     assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 
