@@ -222,8 +222,7 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
             progress=not options.quiet,
         )
         records = [run.checkpoints[epoch] for epoch in config.kept_epochs]
-        measuring = sum(float(each["seconds"]) for each in records)
-        seconds.append(Seconds(run.compile_seconds, float(np.sum(run.history.seconds)), measuring))
+        seconds.append(_seconds(run, records))
         return records
 
     seconds: list[Seconds] = []
@@ -232,7 +231,7 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
     def every(name: str) -> np.ndarray:
         return _stacked(rows, lambda run: np.stack([each[name] for each in run]))
 
-    text = "share of test images whose original class the probe predicts from the input of the classifier"
+    text = "share of test images whose original class the probe predicts from the classifier's input"
     layered = (*_RUN, "layer", "split")
     variables: dict[str, Any] = {
         "finite": _finite(rows),
@@ -248,6 +247,11 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
     coordinates = {**_coordinates(options, job, "transfer"), "probe": list(PROBES), "class": list(job.class_names)}
     attributes = {"num_train": job.merged[0].num_samples, "weight_decay": options.transfer_decay}
     return dataset(variables, coordinates, attributes, layers=["features"]), Seconds(**_added(seconds))
+
+
+def _seconds(run: Any, records: list[Any]) -> Seconds:
+    measuring = sum(float(each["seconds"]) for each in records)
+    return Seconds(run.compile_seconds, float(np.sum(run.history.seconds)), measuring)
 
 
 def _at_checkpoint(

@@ -125,7 +125,7 @@ def _tangent_nc1(axes: "Axes", history: "xr.Dataset") -> None:
         relative = one["initial_ntk_nc1"] / one["points_ntk_nc1"].sel(ntk_predictor="limit") - 1
         _series(axes, abs(relative.mean("seed")).expand_dims(seed=[0]), index)
         _series(axes, relative.std("seed", ddof=1).expand_dims(seed=[0]), index, dashed=True)
-    _guide(axes, history["width"].values.astype(float), 0.35, -1.0, "1/width")
+    _guide(axes, history["width"].values.astype(float), 0.12, -1.0, "1/width")
 
 
 def _by_layer(axes: "Axes", history: "xr.Dataset") -> None:
