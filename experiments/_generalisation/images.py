@@ -232,16 +232,12 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
         return _stacked(rows, lambda run: np.stack([each[name] for each in run]))
 
     text = "share of test images whose original class the probe predicts from the classifier's input"
-    layered = (*_RUN, "layer", "split")
+    layered, probes = (*_RUN, "layer", "split"), np.swapaxes(every("probes"), 2, 3)
     variables: dict[str, Any] = {
         "finite": _finite(rows),
         "nc1": (layered, every("nc1")[..., None, :], dimensionless(COLLAPSE["nc1"])),
         "accuracy": ((*_RUN, "split"), every("accuracy"), dimensionless("share of right answers: super-class")),
-        "probe_accuracy": (
-            ("condition", "seed", "probe", "epoch"),
-            np.swapaxes(every("probes"), 2, 3),
-            dimensionless(text),
-        ),
+        "probe_accuracy": (("condition", "seed", "probe", "epoch"), probes, dimensionless(text)),
         "super_class": ("class", job.super_class),
     }
     coordinates = {**_coordinates(options, job, "transfer"), "probe": list(PROBES), "class": list(job.class_names)}
