@@ -18,7 +18,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from _layers.options import ImageOptions
+from _layers.options import ImageOptions, check_foreign, check_run_options
 from _report import print_verdict, redraw, store
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
@@ -83,12 +83,7 @@ class Config(RunOptions):
 
     def __post_init__(self):
         """Check what needs no data."""
-        # One image network may stand alone; all else is checked as for every experiment.
-        shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(RunOptions)}
-        if self.network is not None and self.num_seeds is not None:
-            check_integer("num_seeds", self.num_seeds, minimum=1)
-            shared["num_seeds"] = max(self.num_seeds, 2)
-        RunOptions(**shared)
+        check_run_options(self, alone=self.network is not None)
         for name, minimum in (("depth", 2), ("width", 1), ("num_epochs", 1), ("batch_size", 1), ("num_records", 2)):
             check_integer(name, getattr(self, name), minimum=minimum)
         for name, lowest in (("learning_rate", "> 0"), ("weight_decay", "> 0")):
@@ -105,13 +100,13 @@ class Config(RunOptions):
         self._check_foreign()
 
     def _check_foreign(self) -> None:
-        """Refuse options of the other kind of network: a number that would be ignored is worse than an error."""
-        default = {each.name: each.default for each in dataclasses.fields(self)}
+        """Refuse options of the other kind of network."""
         mine = ("conditions", "activation", "depth", "width", "num_epochs", "batch_size", "num_records")
-        for name in ("images",) if self.network is None else mine:
-            if getattr(self, name) != default[name]:
-                place = "image networks" if name == "images" else "the MLP; image networks have theirs under --images"
-                raise ArgumentError(f"Argument `{name}` must be left alone with this network: it is of {place}.")
+        if self.network is None:
+            check_foreign(self, ("images",), network="this network", owner="image networks")
+        else:
+            owner = "the MLP; image networks have theirs under --images"
+            check_foreign(self, mine, network="this network", owner=owner)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from _coarse.images import hardware
 
 from _layers import record
 from _layers.images import MILESTONES, MeasuredNetwork, train_and_measure
-from _layers.recipes import library_units
+from _layers.recipes import image_training
 from nctheory import vision
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
@@ -57,7 +57,7 @@ def plan(config: Any) -> Job:
     spec = networks.network(config.network)
     sets, configs = {}, {}
     for at, name in enumerate(config.dataset):
-        splits = _load(name, config.data_dir, config.images)
+        splits = _load(name, config.data_dir, config.images, progress=not config.quiet)
         sets[name] = splits
         configs[name] = _training(config, splits[0].num_classes, weight_decay=config.weight_decay)
         if configs[name].steps_per_epoch(splits[0].num_samples) == 0:
@@ -71,8 +71,8 @@ def plan(config: Any) -> Job:
     return Job(spec, sets, configs)
 
 
-def _load(name: str, data_dir: Path | None, options: Any) -> "tuple[Images, Images]":
-    parts = [vision.load(name, split, data_dir) for split in vision.SPLITS]
+def _load(name: str, data_dir: Path | None, options: Any, *, progress: bool) -> "tuple[Images, Images]":
+    parts = [vision.load(name, split, data_dir, progress=progress) for split in vision.SPLITS]
     first = vision.Images.of(parts[0].images, parts[0].labels, num_classes=parts[0].num_classes)
     second = vision.Images.of(parts[1].images, parts[1].labels, num_classes=parts[0].num_classes, like=first)
     splits = (first.head(options.num_train or first.num_samples), second.head(options.num_test or second.num_samples))
@@ -87,18 +87,8 @@ def _load(name: str, data_dir: Path | None, options: Any) -> "tuple[Images, Imag
 
 
 def _training(config: Any, num_classes: int, *, weight_decay: float) -> vision.ImageTrainConfig:
-    options = config.images
-    rate, decay = library_units(config.loss, num_classes, learning_rate=config.learning_rate, weight_decay=weight_decay)
-    return vision.ImageTrainConfig(
-        learning_rate=rate,
-        weight_decay=decay,
-        batch_size=options.batch_size,
-        num_epochs=options.num_epochs,
-        schedule=options.schedule,
-        loss=config.loss,
-        compute_dtype=options.compute_dtype,
-        checkpoint_epochs=options.epochs,
-    )
+    given = {"learning_rate": config.learning_rate, "weight_decay": weight_decay}
+    return image_training(config.images, config.loss, num_classes, **given)
 
 
 def measure(config: Any, job: Job, folder: RunFolder) -> "xr.Dataset":
