@@ -35,6 +35,7 @@ def test_the_comparison_of_weights_sees_a_missing_weight_decay(monkeypatch):
     assert min(sweep_speed.largest_gaps(TINY, num_seeds=2, num_steps=20).values()) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 def test_rates_ratios_and_shares_are_consistent(tmp_path, capsys):
     config = sweep_speed.Config(repeats=1, many_seeds=4, chunk_sizes=(2,), chunk_repeats=1)

@@ -145,7 +145,9 @@ def test_nothing_is_installed_in_other_threads_or_without_need(delivered, enable
 # --- training that is told to stop ---
 
 
-@pytest.mark.parametrize("after", [1, 8, 10])
+@pytest.mark.parametrize(
+    "after", [8, pytest.param(1, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_a_run_stopped_after_a_step_ends_bitwise_as_an_uninterrupted_one(tmp_path, whole, after):
     with signal_after(after), pytest.raises(Preempted) as stopped:
         run(tmp_path)
@@ -174,7 +176,7 @@ def where(epoch, found):
 
 
 @pytest.mark.parametrize("form", ["host", "scan"])
-@pytest.mark.parametrize("epoch", [0, 2, 4])
+@pytest.mark.parametrize("epoch", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_stopped_in_a_callback_ends_bitwise_as_an_uninterrupted_one(tmp_path, whole, epoch, form):
     found = []
     with pytest.raises(Preempted, match="epoch 0 is in" if epoch == 0 else f"step 5 of 5 of epoch {epoch} is in"):
@@ -205,6 +207,7 @@ def test_a_run_stopped_in_an_evaluation_ends_bitwise_as_an_uninterrupted_one(tmp
     reference.assert_same(resumed, whole[form])
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_one_program_is_finished_first(tmp_path, whole, monkeypatch):
     usual = _loop.Loop._epoch
 
@@ -228,6 +231,7 @@ def test_a_loop_s_epoch_is_finished_where_epochs_are_programs(tmp_path, whole):
     np.testing.assert_allclose(resumed.history.train_loss, whole["host"].history.train_loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_together_are_stopped_and_resumed_exactly(tmp_path):
     def together(folder=None, **named):
         return train_networks(DENSE, CONFIG, *DATA, seeds=[1, 5], folder=folder, progress=False, **named)

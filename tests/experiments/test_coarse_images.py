@@ -89,6 +89,7 @@ def test_every_claim_has_a_control(smoke):
     assert {claim["verdict"] for claim in claims} == {"inconclusive"}
 
 
+@pytest.mark.slow
 def test_plot_only_rewrites_the_same_ledger(smoke, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(smoke[0], out, ignore=shutil.ignore_patterns("parts", "claims.json", "figures"))

@@ -228,6 +228,7 @@ def test_a_corrupted_history_is_refused(refused, copy, damage):
     assert (copy / "claims.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_corrupted_chunk_is_named_on_resume(refused, synthetic_smoke, tmp_path):
     out = shutil.copytree(synthetic_smoke, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock"))
     (out / "history.nc").unlink()

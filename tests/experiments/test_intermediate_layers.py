@@ -421,6 +421,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert {"A0", "A1", "A2", "A3", "law/even", "deep-linear/rate"} <= set(ledger)
 
 
+@pytest.mark.slow
 def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()

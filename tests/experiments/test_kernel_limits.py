@@ -206,7 +206,7 @@ def test_no_hidden_layer_is_refused():
         limits.predict(limits.mixture(2), "erf", depth=0, num_train=6, num_points=6, steps=(0, 1))
 
 
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_collapse_of_the_empirical_tangent_kernel_by_its_jacobian(key, depth):
     config, found = _measured(12, key, steps=(0,), depth=depth)
     graph, params, frozen = nnx.split(config.lazy.initial_model(key), nnx.Param, ...)
@@ -403,6 +403,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert all(np.isfinite(claim["measured"]) for claim in ledger if claim["id"] in ("start/kernel", "start/ntk"))
 
 
+@pytest.mark.slow
 def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()

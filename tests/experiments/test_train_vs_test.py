@@ -450,6 +450,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert samples["num_epochs"].values.tolist() == [8, 4]
 
 
+@pytest.mark.slow
 def test_plot_only_gives_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()

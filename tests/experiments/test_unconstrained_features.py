@@ -115,6 +115,7 @@ def copy_of(smoke, tmp_path):
     return copy, (smoke / "claims.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_plot_only_reproduces_the_claims(smoke, tmp_path):
     copy, expected = copy_of(smoke, tmp_path)
     assert run_here(SCRIPT, "--plot-only", "--out", copy).returncode == 0
@@ -163,6 +164,7 @@ def test_formulas_with_nothing_wrong_are_the_theory():
                 assert right == pytest.approx(float(predictions.predict(condition)["loss"]), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_class_sizes_as_numbers_are_the_problem_with_all_samples():
     with jax.enable_x64(True):
         named = {"loss": "cross_entropy", "weight_decay": 0.02, "feature_decay": 0.03}

@@ -128,6 +128,7 @@ def test_a_milestone_that_is_never_reached_is_reported(key):
     assert bool(found.finite)
 
 
+@pytest.mark.slow
 def test_epochs_after_the_last_record_count_for_milestones(key):
     early, late = (make(model=WIDE, num_epochs=12, record_epochs=each, learning_rate=0.02) for each in ((1,), (1, 12)))
     same(train_layers(early, key).milestone_epochs, train_layers(late, key).milestone_epochs)
@@ -270,7 +271,10 @@ def test_bad_splits_are_refused(changes, message):
         split_set(**changes)
 
 
-@pytest.mark.parametrize(("count", "milestone"), [(100, 0.99), (200, 0.975), (20, 0.95)])
+@pytest.mark.parametrize(
+    ("count", "milestone"),
+    [(20, 0.95), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((100, 0.99), (200, 0.975)))],
+)
 def test_a_milestone_that_is_met_exactly_is_reached(count, milestone):
     """All but a few samples of label 0 are right for a network that always says 0."""
     wrong = round((1 - milestone) * count)

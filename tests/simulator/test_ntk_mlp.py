@@ -120,7 +120,7 @@ def test_divergence_is_reported(key):
     assert np.isfinite(np.asarray(history.outputs[0])).all()
 
 
-@pytest.mark.parametrize("activation", ["erf", "relu"])
+@pytest.mark.parametrize("activation", ["erf", pytest.param("relu", marks=pytest.mark.slow)])
 def test_wide_networks_agree_with_the_limit_and_not_with_wrong_kernels(activation):
     """Theory meets simulation: kernels within 4 standard errors over networks, trained outputs near the prediction."""
     options = {"weight_std": 1.3, "bias_std": 0.3}

@@ -115,6 +115,7 @@ def test_norm_constraints(constraint, key):
     assert bool(np.all(result.converged)) or not X64
 
 
+@pytest.mark.slow
 def test_deep_relu_of_two_classes_reaches_the_linear_minimum(key):
     """Two classes: ReLU between the layers costs nothing against the deep linear model."""
     linear = UfmProblem((4, 4), 6, 2, weight_decay=2e-3, feature_decay=2e-3, init_std=0.5)
@@ -137,6 +138,7 @@ def test_entry_of_a_batch_is_the_lone_start(key):
     assert solver.solve(problem, keys[1]).params is None
 
 
+@pytest.mark.slow
 def test_sweep_over_decays_and_seeds():
     problem = UfmProblem((6, 6, 6), 5)
     decays = [0.002, 0.01]

@@ -81,7 +81,15 @@ def reference(network, train: Images, test: Images, *, pool: bool) -> list[list[
     return layers
 
 
-@pytest.mark.parametrize(("family", "pool"), [("mlp", False), ("resnet", False), ("vgg", True), ("densenet", False)])
+@pytest.mark.parametrize(
+    ("family", "pool"),
+    [
+        ("mlp", False),
+        ("resnet", False),
+        pytest.param("vgg", True, marks=pytest.mark.slow),
+        pytest.param("densenet", False, marks=pytest.mark.slow),
+    ],
+)
 def test_every_layer_agrees_with_its_stored_activations(family, pool):
     # Sizes that need one program a pass, where compiling takes long.
     network, train, test = small(family, (41, 17) if family == "mlp" else (48, 16))

@@ -261,6 +261,7 @@ def test_process_0_alone_stores(two):
     assert sorted(each.name for each in two.iterdir() if each.is_dir()) == ["run", "stopped", "stopped-copy"]
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop_stops_both_and_they_go_on_to_the_same_bits(two, told):
     assert told[0]["stopped"] == told[1]["stopped"]
     assert re.fullmatch(rf"the checkpoint after step [345] of 8 of epoch 2 is in {two}/stopped", told[0]["stopped"])
@@ -271,6 +272,7 @@ def test_one_process_told_to_stop_stops_both_and_they_go_on_to_the_same_bits(two
     assert_same(again, {name: each for name, each in read(two / "again-1.npz").items() if name != "resumed"})
 
 
+@pytest.mark.slow
 def test_one_process_finishes_what_two_have_begun(two, alone, tmp_path):
     assert [each.name for each in (two / "stopped-copy").glob("begun_*")] == ["begun_000002"]
     shutil.copytree(two / "stopped-copy", tmp_path / "run")
@@ -280,6 +282,7 @@ def test_one_process_finishes_what_two_have_begun(two, alone, tmp_path):
     assert not list((tmp_path / "run").glob("begun_*"))
 
 
+@pytest.mark.slow
 def test_what_one_process_refuses_all_refuse(told, two):
     for each in told:
         assert each["batch"] == (
