@@ -41,15 +41,22 @@ class Preemption:
         self.asked = False
         self._earlier = earlier
         self._is_urgent = False
+        self._is_delivered = False
 
     def _note(self, *_: object) -> None:
         if self.asked:
             # Who asks twice does not want to wait.
-            signal.signal(signal.SIGTERM, self._earlier)
-            signal.raise_signal(signal.SIGTERM)
+            self.deliver()
         self.asked = True
         if self._is_urgent:
             raise _Urgent
+
+    def deliver(self) -> None:
+        """Hand a signal that has arrived to the handler that was there before, once."""
+        signal.signal(signal.SIGTERM, self._earlier)
+        if self.asked and not self._is_delivered:
+            self._is_delivered = True
+            signal.raise_signal(signal.SIGTERM)
 
     def attempt(self, function: Callable[[], Any]) -> tuple[bool, Any]:
         """Carry out what may take longer than a scheduler waits, and leave it as soon as the signal arrives.
@@ -108,7 +115,10 @@ def deferred(*, enabled: bool = True) -> Iterator[Preemption]:
     signal.signal(signal.SIGTERM, noted._note)
     try:
         yield noted
+    except Exception:
+        # Whoever catches the error and goes on must not lose the signal.
+        noted.deliver()
+        raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    if noted.asked:
-        signal.raise_signal(signal.SIGTERM)
+    noted.deliver()

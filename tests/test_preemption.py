@@ -64,6 +64,21 @@ def test_a_signal_is_noted_and_delivered_at_the_end(delivered):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_a_signal_outlives_an_error_that_somebody_catches(delivered):
+    with contextlib.suppress(KeyError), deferred():
+        terminate()
+        raise KeyError
+    assert delivered == ["delivered"]
+
+
+def test_a_second_signal_is_delivered_once(delivered):
+    with deferred():
+        terminate()
+        terminate()
+        assert delivered == ["delivered"]
+    assert delivered == ["delivered"]
+
+
 def test_a_second_signal_acts_at_once(delivered):
     with contextlib.suppress(KeyError), deferred():
         terminate()

@@ -182,7 +182,7 @@ class CheckpointStore:
             record["files"] = _file_digests(temporary)
             write_json(temporary / _RECORD, record)
             if final.exists():
-                shutil.rmtree(final)
+                self._discard(final)
             os.replace(temporary, final)
             self._prune(final)
         except Exception as error:
@@ -199,10 +199,14 @@ class CheckpointStore:
         epochs = epochs if not self._is_begun(newest) else []
         for each in (*begun, *epochs):
             if each != newest:
-                # Renamed first: a kill half-way must not leave half a checkpoint under a whole one's name.
-                doomed = self.folder / f"{TEMPORARY_PREFIX}old-{each.name}"
-                os.replace(each, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                self._discard(each)
+
+    def _discard(self, path: Path) -> None:
+        """Delete a checkpoint, renamed first: a kill half-way must not leave half of it under a whole one's name."""
+        doomed = self.folder / f"{TEMPORARY_PREFIX}old-{path.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def restore(self, like: Any) -> Restored | None:
         """Read the newest checkpoint.

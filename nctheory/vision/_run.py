@@ -97,7 +97,7 @@ class Job:
         save_every: int,
     ) -> Done:
         """Train from the start or from the newest checkpoint to the last epoch."""
-        store = self._open(folder, resume, save_every)
+        store = self._open(folder, resume, save_every, calls_back=on_checkpoint is not None)
         # Where nothing is stored nothing can be saved: then the signal acts as it ever did.
         with _preemption.deferred(enabled=store is not None) as preemption:
             try:
@@ -107,11 +107,13 @@ class Job:
                     store.close()
 
     def _open(
-        self, folder: str | Path | None, resume: bool, save_every: int
+        self, folder: str | Path | None, resume: bool, save_every: int, *, calls_back: bool
     ) -> "CheckpointStore | _together.SharedStore | None":
         identity = None if folder is None and not self.is_shared else self.identity()
         if identity is not None and self.is_shared:
             stored = {"stored": folder is not None, "form": self._form, "save_every": save_every}
+            # A callback of one process would wait for the others in whatever it computes on the shared network.
+            stored["on_checkpoint"] = calls_back
             _together.check_same_training({**identity, **stored})
         if folder is None or identity is None:
             return None
