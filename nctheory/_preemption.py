@@ -58,6 +58,24 @@ class Preemption:
             self._is_delivered = True
             signal.raise_signal(signal.SIGTERM)
 
+    def _deliver_after(self, error: Exception) -> None:
+        """Deliver a signal that has arrived, so that whoever catches the error does not lose it.
+
+        Without a handler the process would end in silence: it ends by `Preempted`, with the error as its message.
+        """
+        if not self.asked or self._is_delivered:
+            return
+        message = f"{type(error).__name__}: {error}"
+        if self._earlier is signal.SIG_DFL:
+            self._is_delivered = True
+            print(f"\nterminated, after an error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+            raise Preempted(message) from error
+        try:
+            self.deliver()
+        except BaseException as ended:
+            ended.add_note(message)
+            raise
+
     def attempt(self, function: Callable[[], Any]) -> tuple[bool, Any]:
         """Carry out what may take longer than a scheduler waits, and leave it as soon as the signal arrives.
 
@@ -115,9 +133,8 @@ def deferred(*, enabled: bool = True) -> Iterator[Preemption]:
     signal.signal(signal.SIGTERM, noted._note)
     try:
         yield noted
-    except Exception:
-        # Whoever catches the error and goes on must not lose the signal.
-        noted.deliver()
+    except Exception as error:
+        noted._deliver_after(error)
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)

@@ -64,11 +64,38 @@ def test_a_signal_is_noted_and_delivered_at_the_end(delivered):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_a_signal_outlives_an_error_that_somebody_catches(delivered):
-    with contextlib.suppress(KeyError), deferred():
+def fail_after_the_signal(error):
+    with deferred():
         terminate()
-        raise KeyError
+        raise error
+
+
+def test_a_signal_outlives_an_error_that_somebody_catches(delivered):
+    with contextlib.suppress(KeyError):
+        fail_after_the_signal(KeyError())
     assert delivered == ["delivered"]
+
+
+def test_an_error_after_the_signal_is_the_message_of_the_end(capsys):
+    with pytest.raises(Preempted, match="KeyError: 'lost'") as ended:
+        fail_after_the_signal(KeyError("lost"))
+    assert isinstance(ended.value.__cause__, KeyError)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "\nterminated, after an error: KeyError: 'lost'\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_error_after_the_signal_is_a_note_where_a_handler_ends_the_work():
+    def handler(*_):
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as ended:
+            fail_after_the_signal(ValueError("no space"))
+        assert ended.value.__notes__ == ["ValueError: no space"]
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def test_a_second_signal_is_delivered_once(delivered):
@@ -300,7 +327,7 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_checkpoints(tmp_path, whole, 
     usual = _checkpoints._write_arrays
     with monkeypatch.context() as patch, signal_after(8):
         patch.setattr(_checkpoints, "_write_arrays", full)
-        with pytest.raises(RunFolderError, match=r"begun_000002.*No space left"):
+        with pytest.raises(Preempted, match=r"RunFolderError: .*begun_000002.*No space left"):
             run(tmp_path)
     reference.assert_same(run(tmp_path, resume=True), whole["host"])
 
