@@ -51,12 +51,16 @@ class RunOptions:
     """Which process this is, in 0..num_processes-1."""
     compilation_cache: Path | None = None
     """Folder that keeps compiled programs for later runs."""
+    chunk_size: int | str = "auto"
+    """Rows of a sweep (seeds times conditions) that run and are stored together: a number, "auto" for an estimate, or
+    "measured" for a short measurement where it is worth its time. A resumed run keeps the stored sizes."""
 
     def __post_init__(self):
         """Check the options; a derived record calls this from its own `__post_init__`."""
         if self.num_seeds is not None:
             check_integer("num_seeds", self.num_seeds, minimum=2)
         check_integer("seed", self.seed, minimum=0)
+        check_chunk_size(self.chunk_size)
         if self.seed + (self.num_seeds or 1024) > 2**32:
             raise ArgumentError(f"Argument `seed` must leave room for all seeds below 2**32, but is {self.seed}.")
         if self.resume and self.plot_only:
@@ -112,6 +116,13 @@ def check_integer(name: str, value: Any, *, minimum: int) -> None:
     """As `_checks.integer`, without its import of JAX, which would slow `--help` down."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ArgumentError(f"Argument `{name}` must be an integer >= {minimum}, but is {value!r}.")
+
+
+def check_chunk_size(value: Any) -> None:
+    """As a sweep checks its `chunk_size`, before anything is loaded."""
+    is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not is_size and value not in ("auto", "measured"):
+        raise ArgumentError(f'Argument `chunk_size` must be an integer >= 1, "auto" or "measured", but is {value!r}.')
 
 
 def _without_checks(kind: type[Any]) -> type[Any]:

@@ -27,7 +27,7 @@ _PROGRAM = "nctheory"
 _FORMAT = 1
 _LOCK = ".lock"
 _OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
-_IGNORED = ("out", "resume", "plot_only", "compilation_cache", *_OF_PROCESSES)
+_IGNORED = ("out", "resume", "plot_only", "compilation_cache", "chunk_size", *_OF_PROCESSES)
 
 
 def _contents(path: Path) -> list[Path]:

@@ -7,9 +7,10 @@ import os
 import secrets
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -23,20 +24,68 @@ HEADER = "sweep.json"
 # How long a file that another machine wrote may take to appear here, in seconds: network file systems keep for a while
 # what they knew of a folder.
 _APPEARS_S = 90.0
+_Way = Literal["given", "estimated", "measured", "stored"]
+
+
+@dataclass(frozen=True)
+class ChunkChoice:
+    """How the size of a sweep's chunks was chosen.
+
+    Attributes:
+        way: "given" by the caller, "estimated" from the traced program, "measured", or "stored": that of the chunks in
+            the checkpoint.
+        reason: what else there is to say, such as why nothing was measured; may be empty.
+        seconds_per_row: wall time a row, by the sizes of chunks that were timed; also when they were timed by the run
+            that made the checkpoint.
+        share_bytes: memory that the compiled program asks for on a device, by the rows of a share; -1 where it was too
+            much to compile.
+        measure_seconds: wall time that this run spent on measuring and would not have spent otherwise: compiling and
+            running other sizes.
+    """
+
+    way: _Way
+    reason: str = ""
+    seconds_per_row: Mapping[int, float] = field(default_factory=dict)
+    share_bytes: Mapping[int, int] = field(default_factory=dict)
+    measure_seconds: float = 0.0
+
+    def as_stored(self) -> "ChunkChoice":
+        """This choice as a later run sees it."""
+        reason = f"{self.way} by the run that began" + (f"; {self.reason}" if self.reason else "")
+        return replace(self, way="stored", reason=reason, measure_seconds=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """This choice as JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "ChunkChoice":
+        """Undo `to_json`, also after keys have become text.
+
+        Raises:
+            ValueError, TypeError, KeyError or AttributeError: if it is something else.
+        """
+        if stored["way"] not in get_args(_Way):
+            raise ValueError(f"way {stored['way']!r}")
+        seconds = {int(size): float(value) for size, value in stored["seconds_per_row"].items()}
+        share_bytes = {int(size): int(value) for size, value in stored["share_bytes"].items()}
+        return cls(stored["way"], str(stored["reason"]), seconds, share_bytes, float(stored["measure_seconds"]))
 
 
 class PartStore:
     """Folder of finished chunks that belong to one sweep.
 
     `sweep.json` says which sweep (a digest of its configurations, seeds, precision and backend), its chunk size, the
-    size of the shares that chunks ran in, and the chunk size that was asked for; `chunk-00007.npz` holds the leaves of
-    chunk 7. Files appear under their name only once they are complete, so several processes can write chunks.
+    size of the shares that chunks ran in, the chunk size that was asked for, and how it was chosen; `chunk-00007.npz`
+    holds the leaves of chunk 7. Files appear under their name only once they are complete, so several processes can
+    write chunks.
 
     Attributes:
         path: the folder.
         chunk_size: rows of a chunk; None as long as the folder is empty.
         share: rows of a compiled call; None if unknown.
         asked: the chunk size that was asked for; None if none was.
+        choice: how the chunk size was chosen.
     """
 
     def __init__(
@@ -49,6 +98,8 @@ class PartStore:
     ):
         self.path, self._fingerprint = path, fingerprint
         self.chunk_size, self.share, self.asked = chunk_size, share, asked
+        # Folders of earlier versions do not say.
+        self.choice, self._is_locked = ChunkChoice("estimated" if asked is None else "given"), False
 
     @staticmethod
     def fingerprint(*, structure: str, arrays: Sequence[np.ndarray], seeds: np.ndarray, backend: str) -> dict[str, Any]:
@@ -94,6 +145,8 @@ class PartStore:
             self.chunk_size = _checks.integer("chunk_size", stored["chunk_size"], minimum=1)
             self.share = _checks.integer("share", stored.get("share", self.chunk_size), minimum=1)
             self.asked = stored.get("asked")
+            usual = ChunkChoice("estimated" if self.asked is None else "given").to_json()
+            self.choice = ChunkChoice.from_json(stored.get("choice", usual))
             differing = [name for name, value in self._fingerprint.items() if stored["sweep"][name] != value]
             if self.chunk_size % self.share:
                 raise ValueError(f"share {self.share}")
@@ -104,7 +157,7 @@ class PartStore:
         if differing:
             raise RunFolderError(f"Checkpoint folder {self.path} belongs to another sweep: {differing} differ.")
 
-    def begin(self, chunk_size: int, share: int, asked: int | None) -> None:
+    def begin(self, chunk_size: int, share: int, asked: int | None, choice: ChunkChoice) -> None:
         """Record the sizes, or check the chunk size against the recorded one.
 
         Raises:
@@ -114,14 +167,22 @@ class PartStore:
             # Looked at again under the lock: another run may have come first.
             self._read_header()
             if self.chunk_size is None:
-                sizes = {"chunk_size": chunk_size, "share": share, "asked": asked}
-                text = json.dumps({"sweep": self._fingerprint, **sizes}, indent=2)
-                atomic_write(self.path / HEADER, lambda temporary: temporary.write_text(text))
-                self.chunk_size, self.share, self.asked = chunk_size, share, asked
+                self._write_header(chunk_size, share, asked, choice)
             elif self.chunk_size != chunk_size:
                 raise RunFolderError(
                     f"Checkpoint folder {self.path} has chunks of {self.chunk_size} rows, not {chunk_size}."
                 )
+
+    def change_share(self, share: int, choice: ChunkChoice) -> None:
+        """Record that the chunks still to come run in smaller shares."""
+        if self.chunk_size is not None:
+            self._write_header(self.chunk_size, share, self.asked, choice)
+
+    def _write_header(self, chunk_size: int, share: int, asked: int | None, choice: ChunkChoice) -> None:
+        sizes = {"chunk_size": chunk_size, "share": share, "asked": asked, "choice": choice.to_json()}
+        text = json.dumps({"sweep": self._fingerprint, **sizes}, indent=2)
+        atomic_write(self.path / HEADER, lambda temporary: temporary.write_text(text))
+        self.chunk_size, self.share, self.asked, self.choice = chunk_size, share, asked, choice
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -130,7 +191,7 @@ class PartStore:
         Raises:
             RunFolderError: naming the process that writes here.
         """
-        if not os.access(self.path, os.W_OK):
+        if self._is_locked or not os.access(self.path, os.W_OK):
             # Finished chunks can be read without a lock, and none can be written.
             yield
             return
@@ -142,9 +203,11 @@ class PartStore:
                     break
             # Its owner removed the file while we were waiting for it.
             os.close(descriptor)
+        self._is_locked = True
         try:
             yield
         finally:
+            self._is_locked = False
             with contextlib.suppress(OSError):
                 file.unlink()
             os.close(descriptor)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 
-from nctheory import distributed
+from nctheory import _checks, distributed
 from nctheory._errors import ArgumentError
 from nctheory.simulator._parts import PartStore
 
@@ -149,6 +149,14 @@ def waits_for_threads(compiled: Any) -> bool:
     return False
 
 
+def memory_limit() -> int | None:
+    """Memory of one accelerator in bytes; None on a CPU, where the size of the cache matters instead."""
+    if jax.default_backend() == "cpu":
+        return None
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", 8 << 30)
+
+
 def auto_chunk_size(program: Program, num_shares: int, num_chunks: int = 1) -> int:
     """Rows whose working sets fit: on a CPU into the cache of every core, elsewhere into the devices' memory.
 
@@ -160,11 +168,11 @@ def auto_chunk_size(program: Program, num_shares: int, num_chunks: int = 1) -> i
         num_chunks: chunks that run side by side, one in each process.
     """
     row_bytes = max(_largest_intermediates(program.jaxpr.jaxpr, count=4), 1)
-    if jax.default_backend() == "cpu":
+    limit = memory_limit()
+    if limit is None:
         budget, smallest = CPU_WORKING_SET_BYTES, 2
     else:
-        stats = jax.local_devices()[0].memory_stats() or {}
-        budget, smallest = int(ACCELERATOR_MEMORY_SHARE * stats.get("bytes_limit", 8 << 30)), 1
+        budget, smallest = int(ACCELERATOR_MEMORY_SHARE * limit), 1
     share = max(smallest, 1 << max(int(budget // row_bytes).bit_length() - 1, 0))
     return min(share, -(-program.rows.count // (num_shares * num_chunks))) * num_shares
 
@@ -184,3 +192,35 @@ def _largest_intermediates(jaxpr, count: int) -> int:
 
     visit(jaxpr)
     return sum(sorted(sizes)[-count:])
+
+
+def check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
+    """The seeds as an array.
+
+    Raises:
+        ValueError: unless they are different numbers that a key can be made of, at least one.
+    """
+    if isinstance(seeds, Sequence | np.ndarray):
+        values = [_checks.integer("seeds", seed, minimum=0) for seed in seeds]
+    else:
+        values = list(range(_checks.integer("seeds", seeds, minimum=1)))
+    if not values:
+        raise ArgumentError("Argument `seeds` must hold at least one seed, but is empty.")
+    if len(set(values)) < len(values):
+        repeats = len(values) - len(set(values))
+        raise ArgumentError(f"Argument `seeds` must not repeat a seed, but has {repeats} repeats.")
+    if max(values) >= 2**32:
+        raise ArgumentError(f"Argument `seeds` must lie below 2**32, but reaches {max(values)}.")
+    return np.asarray(values, dtype=np.uint32)
+
+
+def finite_rows(history: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Which rows of a history stayed finite, by its own report if it has one."""
+    flags = getattr(history, "finite", None)
+    if flags is not None:
+        return np.asarray(flags, dtype=bool).reshape(shape)
+    finite = np.ones(shape, dtype=bool)
+    for leaf in jax.tree.leaves(history):
+        if np.issubdtype(leaf.dtype, np.inexact):
+            finite &= np.isfinite(leaf).reshape(*shape, -1).all(axis=-1)
+    return finite

@@ -82,6 +82,13 @@ class ShareRunner:
         with jax.enable_x64(self._wide):
             return jax.jit(function).lower(*self._inputs([0])).compile()
 
+    def memory_bytes(self) -> int | None:
+        """Memory that a call needs on one device, as the compiler says: arguments, results and what lies between."""
+        told = self._compiled.memory_analysis()
+        if told is None:
+            return None
+        return told.temp_size_in_bytes + told.output_size_in_bytes + told.argument_size_in_bytes
+
     def _waits(self) -> bool:
         return _program.waits_for_threads(self._compiled)
 

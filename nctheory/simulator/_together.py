@@ -33,8 +33,13 @@ class Split:
     missing: tuple[int, ...]
 
 
-def agree_on_split(name: str, decide: Callable[[], Split]) -> Split:
+def agree_on_split(name: str, decide: Callable[[], Split], *, patiently: bool = False) -> Split:
     """What process 0 decides, on every process.
+
+    Args:
+        name: of the sweep.
+        decide: called on process 0 alone.
+        patiently: whether to wait for as long as process 0 lives, because it runs rows before it decides.
 
     Raises:
         RunFolderError: what `decide` raises, on every process.
@@ -50,7 +55,7 @@ def agree_on_split(name: str, decide: Callable[[], Split]) -> Split:
             raise
         distributed.share(name, json.dumps(asdict(split)))
         return split
-    told = json.loads(distributed.share(name, timeout_s=_PREPARE_TIMEOUT_S))
+    told = json.loads(distributed.share(name, timeout_s=None if patiently else _PREPARE_TIMEOUT_S))
     if "error" in told:
         raise RunFolderError(told["error"])
     return Split(**{**told, "missing": tuple(told["missing"])})

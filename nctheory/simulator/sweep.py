@@ -6,61 +6,25 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
 
-from nctheory import _checks, distributed
-from nctheory._errors import ArgumentError
-from nctheory.simulator import _program, _together
+from nctheory import distributed
+from nctheory.simulator import _chunks, _program, _together
 from nctheory.simulator._grid import Grid as Grid
 from nctheory.simulator._grid import as_grid
 from nctheory.simulator._grid import grid as grid
+from nctheory.simulator._parts import ChunkChoice as ChunkChoice
 from nctheory.simulator._parts import PartStore
+from nctheory.simulator._result import SweepResult as SweepResult
 from nctheory.simulator._shares import ShareRunner, default_mesh, spans_processes
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """Results of a sweep on the host, row order = condition, then seed.
-
-    Attributes:
-        history: what `train` returned, as NumPy arrays with two leading axes (condition, seed).
-        conditions: the varied fields of every condition, by dotted name.
-        seeds: the seeds of the second axis.
-        finite: rows whose every number stayed finite as reported by `history.finite`, or by the arrays themselves when
-            `train` reports none. Rows that are not finite keep their place and their NaN: never average them silently.
-        chunk_size: rows that ran, and were stored, together.
-        num_workers: compiled calls, on equal shares of a chunk, that ran side by side.
-        compile_seconds: wall time of tracing and compiling, once for the sweep; 0 when every chunk was read back. Of
-            several processes, that of process 0.
-        run_seconds: wall time of running, without compilation; of several processes, that of process 0.
-        num_resumed: rows read back from the checkpoint instead of being run.
-        process_seconds: wall time that each process spent on its own chunks.
-    """
-
-    history: Any
-    conditions: tuple[Mapping[str, Any], ...]
-    seeds: Int[np.ndarray, " S"]
-    finite: Bool[np.ndarray, "C S"]
-    chunk_size: int
-    num_workers: int
-    compile_seconds: float
-    run_seconds: float
-    num_resumed: int
-    process_seconds: tuple[float, ...]
-
-    @property
-    def num_nonfinite(self) -> Int[np.ndarray, " C"]:
-        """Number of seeds of each condition that became non-finite."""
-        return (~self.finite).sum(axis=1)
 
 
 def sweep(
@@ -68,7 +32,7 @@ def sweep(
     configs: Any,
     seeds: int | Sequence[int],
     *,
-    chunk_size: int | Literal["auto"] = "auto",
+    chunk_size: _chunks.ChunkSize = "auto",
     mesh: Mesh | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -90,8 +54,11 @@ def sweep(
         configs: one configuration, a sequence of them, or a `Grid`.
         seeds: number of seeds (0..n-1) or the seeds themselves, each in 0..2**32-1, without repetitions.
         chunk_size: rows that run, and are stored, together. "auto" fits every core's share into its cache, or the chunk
-            into half of the accelerator's memory, as estimated from the traced program. Of a given size, as many cores
-            take a share as divide it evenly.
+            into half of the accelerator's memory, as estimated from the traced program. "measured" begins there: on a
+            CPU it times whole chunks of that size, of twice and of half of it, keeps the rows of the fastest, and does
+            so only where it costs little of the sweep; on an accelerator it halves until the compiled program fits. Of
+            a given size, as many cores take a share as divide it evenly. A device that runs out of memory over its
+            first chunk takes smaller shares.
         mesh: devices to shard rows over, those of this process or those of all; the size of new chunks is rounded up to
             a multiple of their number. By default all accelerators of this process.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
@@ -118,7 +85,7 @@ def prepare(
     configs: Any,
     seeds: int | Sequence[int],
     *,
-    chunk_size: int | Literal["auto"] = "auto",
+    chunk_size: _chunks.ChunkSize = "auto",
     mesh: Mesh | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> "PreparedSweep":
@@ -128,9 +95,7 @@ def prepare(
         train: pure function of (config, key) that returns a pytree of arrays.
         configs: one configuration, a sequence of them, or a `Grid`.
         seeds: number of seeds (0..n-1) or the seeds themselves, each in 0..2**32-1, without repetitions.
-        chunk_size: rows that run, and are stored, together. "auto" fits every core's share into its cache, or the chunk
-            into half of the accelerator's memory, as estimated from the traced program. Of a given size, as many cores
-            take a share as divide it evenly.
+        chunk_size: rows that run, and are stored, together, as for `sweep`; what "measured" times it times in `run`.
         mesh: devices to shard rows over, those of this process or those of all; the size of new chunks is rounded up to
             a multiple of their number. By default all accelerators of this process.
         checkpoint: folder that receives every finished chunk. If it already holds chunks of the same sweep they are
@@ -145,41 +110,34 @@ def prepare(
         RunFolderError: if `checkpoint` belongs to another sweep or holds a damaged header.
     """
     conditions = configs if isinstance(configs, Grid) else as_grid(configs)
-    seed_list = _check_seeds(seeds)
+    seed_list = _program.check_seeds(seeds)
     rows = _program.Rows.from_configs(conditions.configs, seed_list)
-    asked = None if chunk_size == "auto" else _checks.integer("chunk_size", chunk_size, minimum=1)
+    asked = _chunks.check(chunk_size)
     mesh = default_mesh() if mesh is None else mesh
     spans_processes(mesh)
     program = _program.Program.trace(train, rows)
     fingerprint = program.fingerprint()
-    store, folder = None, None if checkpoint is None else Path(checkpoint)
+    store, sizes, folder = None, None, None if checkpoint is None else Path(checkpoint)
 
     def decide() -> _together.Split:
-        nonlocal store
+        nonlocal store, sizes
         store = None if folder is None else PartStore.open(folder, fingerprint)
-        chunk, share = _sizes(program, asked, mesh, store)
-        if store is not None:
-            store.begin(chunk, share, asked)
-        return _together.Split(chunk, share, tuple(_missing(rows.count, chunk, store)))
+        sizes = _chunks.first_sizes(program, asked, mesh, store)
+        # A size that is still to be measured is recorded when it is known.
+        if store is not None and not (_chunks.is_timed(asked) and store.chunk_size is None):
+            store.begin(sizes.chunk, sizes.share, asked if isinstance(asked, int) else None, sizes.choice)
+        return _together.Split(sizes.chunk, sizes.share, tuple(_missing(rows.count, sizes.chunk, store)))
 
     # Several sweeps can be prepared at a time, in an order that differs between processes: each needs a name.
     name = f"sweep {hashlib.sha256(str(sorted(fingerprint.items())).encode()).hexdigest()[:16]}"
     split = _together.agree_on_split(name, decide)
-    if folder is not None and store is None:
-        store = PartStore(folder, fingerprint, split.chunk_size, split.share)
-    return PreparedSweep(name, conditions.conditions, seed_list, program, split, mesh, store)
-
-
-def _sizes(program: _program.Program, asked: int | None, mesh: Mesh | None, store: PartStore | None) -> tuple[int, int]:
-    """Rows of a chunk and of a share: those of the stored chunks, or new ones."""
-    if store is not None and store.chunk_size is not None and asked in (None, store.asked, store.chunk_size):
-        return store.chunk_size, store.share or store.chunk_size
-    num_devices = 1 if mesh is None else mesh.size
-    cores = _program.num_cores() if mesh is None else num_devices
-    num_dealt = 1 if spans_processes(mesh) else distributed.process_count()
-    chunk = _program.auto_chunk_size(program, cores, num_dealt) if asked is None else min(asked, program.rows.count)
-    chunk = -(-chunk // num_devices) * num_devices
-    return chunk, chunk // (_program.largest_divisor(chunk, cores) if mesh is None else num_devices)
+    if sizes is None:
+        sizes = _chunks.Sizes(split.chunk_size, split.share, ChunkChoice("estimated"))
+        store = None if folder is None else PartStore(folder, fingerprint, sizes.chunk, sizes.share)
+    ready = PreparedSweep(name, conditions.conditions, seed_list, program, sizes, mesh, store)
+    ready._is_open = _chunks.is_timed(asked)
+    ready._compile_for(split.missing)
+    return ready
 
 
 def _missing(num_rows: int, chunk_size: int, store: PartStore | None) -> list[int]:
@@ -192,7 +150,7 @@ class PreparedSweep:
     Attributes:
         conditions: the varied fields of every condition, by dotted name.
         seeds: the seeds.
-        chunk_size: rows that run, and are stored, together.
+        chunk_size: rows that run, and are stored, together; before `run` measures, if it does, the estimate.
         num_workers: compiled calls, on equal shares of a chunk, that run side by side.
         compile_seconds: wall time of tracing and compiling; 0 when every chunk is stored already.
     """
@@ -203,19 +161,26 @@ class PreparedSweep:
         conditions: tuple[Mapping[str, Any], ...],
         seeds: np.ndarray,
         program: _program.Program,
-        split: _together.Split,
+        sizes: _chunks.Sizes,
         mesh: Mesh | None,
         store: PartStore | None,
     ):
-        self.conditions, self.seeds, self.chunk_size = conditions, seeds, split.chunk_size
-        num_shares = split.chunk_size // split.share
-        self.num_workers = 1 if mesh is not None else min(_program.num_workers(), num_shares)
-        self._name, self._program, self._rows, self._store = name, program, program.rows, store
-        self._share, self._mesh = split.share, mesh
+        self.conditions, self.seeds = conditions, seeds
+        self._name, self._program, self._rows, self._store, self._mesh = name, program, program.rows, store, mesh
         self._is_dealt = distributed.process_count() > 1 and not spans_processes(mesh)
         self._wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-        self.compile_seconds = self._own_seconds = 0.0
-        self._runner = self._compile() if self._own(split.missing) else None
+        self.compile_seconds = self._own_seconds = self._kept_seconds = 0.0
+        self._is_open, self._kept = False, dict[int, Any]()
+        self._take(sizes)
+
+    def _take(self, sizes: _chunks.Sizes) -> None:
+        """Adopt these sizes, with the program if it is compiled."""
+        self.chunk_size, self._share, self._choice = sizes.chunk, sizes.share, sizes.choice
+        num_shares = sizes.chunk // sizes.share
+        self.num_workers = 1 if self._mesh is not None else min(_program.num_workers(), num_shares)
+        self._runner = sizes.runner
+        if self._runner is not None:
+            self.compile_seconds = self._runner.compile_seconds
 
     def run(self, *, progress: bool = True, description: str | None = None) -> SweepResult:
         """Run the chunks that the checkpoint does not hold, read back the others.
@@ -231,6 +196,7 @@ class PreparedSweep:
             RunFolderError: if the checkpoint holds a damaged file or is being written by another run.
             DistributedError: if another process ends before the sweep does.
         """
+        self._settle()
         store = self._store
         with store.lock() if store is not None and distributed.is_main() else nullcontext():
             missing = _together.agree_on_missing(f"{self._name}, chunks", self._missing())
@@ -243,8 +209,10 @@ class PreparedSweep:
                 for i, part in self._finish(missing, is_shared):
                     parts[i] = part
                     bar.update(self._num_rows(i))
-            seconds = time.perf_counter() - began if missing else 0.0
-        told = {"compile": self.compile_seconds, "run": seconds, "own": self._own_seconds, "workers": self.num_workers}
+            seconds = time.perf_counter() - began + self._kept_seconds if missing else 0.0
+        told = {"compile": self.compile_seconds, "run": seconds, "own": self._own_seconds + self._kept_seconds}
+        told |= {"workers": self.num_workers, "share": self._share, "choice": self._choice.to_json()}
+        self._kept_seconds = 0.0
         times = [json.loads(each) for each in distributed.exchange(f"{self._name}, times", json.dumps(told))]
         shape = (len(self.conditions), len(self.seeds))
         history = jax.tree.map(
@@ -255,14 +223,40 @@ class PreparedSweep:
             history=history,
             conditions=self.conditions,
             seeds=self.seeds,
-            finite=_finite_rows(history, shape),
+            finite=_program.finite_rows(history, shape),
             chunk_size=self.chunk_size,
+            share=times[0]["share"],
+            chunk_choice=ChunkChoice.from_json(times[0]["choice"]),
             num_workers=times[0]["workers"],
             compile_seconds=times[0]["compile"],
             run_seconds=times[0]["run"],
             num_resumed=resumed,
             process_seconds=tuple(each["own"] for each in times),
         )
+
+    def _settle(self) -> None:
+        """Find the size by timing, on process 0 for all, if that is still to be done."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        split = _together.agree_on_split(f"{self._name}, measured", self._measure, patiently=True)
+        if (split.chunk_size, split.share) != (self.chunk_size, self._share):
+            self._take(_chunks.Sizes(split.chunk_size, split.share, self._choice))
+
+    def _measure(self) -> _together.Split:
+        store = self._store
+        if self._choice.way == "estimated":
+            num_shares = self.chunk_size // self._share
+            estimate = _chunks.Sizes(self.chunk_size, self._share, self._choice, self._runner)
+            with store.lock() if store is not None else nullcontext(), jax.enable_x64(self._wide):
+                timer = _chunks.Timer(self._program, self._mesh, num_shares, self.num_workers, self._runner)
+                sizes, trial = _chunks.measure(estimate, timer)
+                if store is not None:
+                    store.begin(sizes.chunk, sizes.share, None, sizes.choice)
+            self._take(sizes)
+            if trial is not None:
+                self._kept, self._kept_seconds = dict(trial.parts), trial.run_seconds
+        return _together.Split(self.chunk_size, self._share, tuple(self._missing()))
 
     def _missing(self) -> list[int]:
         return _missing(self._rows.count, self.chunk_size, self._store)
@@ -326,11 +320,26 @@ class PreparedSweep:
                 yield i, each
 
     def _run_chunks(self, chunks: list[int]) -> Iterator[tuple[int, Any]]:
-        """Run chunks one after the other, the shares of each side by side."""
-        if not chunks:
-            return
-        if self._runner is None:
-            self._runner = self._compile()
+        """Run chunks one after the other, the shares of each side by side; those that measuring ran are there."""
+        while chunks and chunks[0] in self._kept:
+            yield chunks[0], self._kept.pop(chunks[0])
+            chunks = chunks[1:]
+        started = False
+        while chunks:
+            self._compile_for(chunks)
+            try:
+                for i, part in self._run_shares(chunks):
+                    started = True
+                    yield i, part
+                return
+            except RuntimeError as error:
+                # Later chunks would run in other shares than the first ones.
+                if started:
+                    raise
+                self._shrink(error)
+
+    def _run_shares(self, chunks: list[int]) -> Iterator[tuple[int, Any]]:
+        assert self._runner is not None
         began = time.perf_counter()
         first_rows = [i * self.chunk_size + j for i in chunks for j in range(0, self.chunk_size, self._share)]
         shares = self._runner.run(first_rows, self.num_workers)
@@ -342,34 +351,29 @@ class PreparedSweep:
             yield i, part
             began = time.perf_counter()
 
-    def _compile(self) -> ShareRunner:
-        with jax.enable_x64(self._wide):
-            runner = ShareRunner(self._program, self._share, self._mesh)
-        self.compile_seconds = runner.compile_seconds
-        return runner
+    def _compile_for(self, missing: Sequence[int]) -> None:
+        """Compile, unless that is done or this process has no chunk to run."""
+        while self._runner is None and self._own(missing):
+            try:
+                with jax.enable_x64(self._wide):
+                    self._runner = ShareRunner(self._program, self._share, self._mesh)
+            except RuntimeError as error:
+                self._shrink(error)
+            else:
+                self.compile_seconds = self._runner.compile_seconds
 
+    def _shrink(self, error: RuntimeError) -> None:
+        """Halve the shares, or the next divisor, after a device ran out of memory; chunks stay as they are.
 
-def _check_seeds(seeds: int | Sequence[int]) -> np.ndarray:
-    if isinstance(seeds, Sequence | np.ndarray):
-        values = [_checks.integer("seeds", seed, minimum=0) for seed in seeds]
-    else:
-        values = list(range(_checks.integer("seeds", seeds, minimum=1)))
-    if not values:
-        raise ArgumentError("Argument `seeds` must hold at least one seed, but is empty.")
-    if len(set(values)) < len(values):
-        repeats = len(values) - len(set(values))
-        raise ArgumentError(f"Argument `seeds` must not repeat a seed, but has {repeats} repeats.")
-    if max(values) >= 2**32:
-        raise ArgumentError(f"Argument `seeds` must lie below 2**32, but reaches {max(values)}.")
-    return np.asarray(values, dtype=np.uint32)
-
-
-def _finite_rows(history: Any, shape: tuple[int, int]) -> np.ndarray:
-    flags = getattr(history, "finite", None)
-    if flags is not None:
-        return np.asarray(flags, dtype=bool).reshape(shape)
-    finite = np.ones(shape, dtype=bool)
-    for leaf in jax.tree.leaves(history):
-        if np.issubdtype(leaf.dtype, np.inexact):
-            finite &= np.isfinite(leaf).reshape(*shape, -1).all(axis=-1)
-    return finite
+        Raises:
+            RuntimeError: the error, if it is another one, or nothing can be done about it.
+        """
+        # Devices of other processes would have to shrink at the same time.
+        if not _chunks.is_out_of_memory(error) or self._share == 1 or spans_processes(self._mesh):
+            raise error
+        share = _program.largest_divisor(self._share, self._share // 2)
+        reason = f"out of memory with shares of {self._share} rows"
+        reasons = [each for each in (self._choice.reason, reason) if each]
+        self._share, self._choice, self._runner = share, replace(self._choice, reason="; ".join(reasons)), None
+        if self._store is not None and distributed.is_main():
+            self._store.change_share(share, self._choice)

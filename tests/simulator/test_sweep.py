@@ -213,9 +213,9 @@ def test_bad_seeds_are_refused(seeds, message):
 
 
 @pytest.mark.usefixtures("own_errors")
-@pytest.mark.parametrize(("size", "shown"), [(0, "0"), (-1, "-1"), (1.5, "1.5"), ("all", "'all'")])
+@pytest.mark.parametrize(("size", "shown"), [(0, "0"), (-1, "-1"), (1.5, "1.5"), (True, "True"), ("fast", "'fast'")])
 def test_bad_chunk_sizes_are_refused(size, shown):
-    with pytest.raises(ValueError, match=f"`chunk_size` must be an integer >= 1, but is {shown}"):
+    with pytest.raises(ValueError, match=f'`chunk_size` must be an integer >= 1, "auto" or "measured", but is {shown}'):
         sweep(toy, Toy(), 2, chunk_size=size)
 
 
