@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from nctheory import simulator
+from nctheory.simulator._chunks import ChunkSize
 
 
 class Bench:
@@ -22,12 +23,14 @@ class Bench:
         log: one record a sweep, for the manifest.
     """
 
-    def __init__(self, scale: Any, seeds: list[int], parts: Path, *, progress: bool = True):
-        """Keep every sweep's finished chunks in a folder of its own under `parts`."""
+    def __init__(
+        self, scale: Any, seeds: list[int], parts: Path, *, progress: bool = True, chunk_size: int | str = "auto"
+    ):
+        """Keep every sweep's finished chunks in a folder of its own under `parts`; `chunk_size` is the option."""
         self.scale, self.seeds = scale, seeds
         self.compile_seconds = self.run_seconds = 0.0
         self.log: dict[str, dict[str, Any]] = {}
-        self._parts, self._progress = parts, progress
+        self._parts, self._progress, self._chunk_size = parts, progress, chunk_size
         self._compilers = ThreadPoolExecutor(2)
         self._ready: dict[str, Future[simulator.PreparedSweep]] = {}
 
@@ -55,7 +58,11 @@ class Bench:
             # otherwise; the exact laws would notice.
             with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
                 return simulator.prepare(
-                    train, configs, self.seeds if seeds is None else seeds, checkpoint=self._parts / name
+                    train,
+                    configs,
+                    self.seeds if seeds is None else seeds,
+                    chunk_size=asked_size(self._chunk_size, self._parts / name),
+                    checkpoint=self._parts / name,
                 )
 
         self._ready[name] = self._compilers.submit(compile_it)
@@ -65,15 +72,34 @@ class Bench:
         result = self._ready.pop(name).result().run(progress=self._progress, description=name)
         self.compile_seconds += result.compile_seconds
         self.run_seconds += result.run_seconds
-        self.log[name] = {
-            "rows": int(result.finite.size),
-            "nonfinite_rows": int((~result.finite).sum()),
-            "resumed_rows": result.num_resumed,
-            "chunk_size": result.chunk_size,
-            "compile_seconds": result.compile_seconds,
-            "run_seconds": result.run_seconds,
-        }
+        self.log[name] = log_of(result)
         return result
+
+
+def asked_size(option: int | str, checkpoint: Path) -> ChunkSize:
+    """What to ask a sweep for: a number is for new sweeps, and those that have begun keep theirs.
+
+    Args:
+        option: the option, which was checked.
+        checkpoint: folder of the sweep.
+    """
+    if isinstance(option, int) and (checkpoint / "sweep.json").exists():
+        return "auto"
+    return option  # pyright: ignore[reportReturnType]
+
+
+def log_of(result: simulator.SweepResult) -> dict[str, Any]:
+    """What a manifest says of a sweep."""
+    return {
+        "rows": int(result.finite.size),
+        "nonfinite_rows": int((~result.finite).sum()),
+        "resumed_rows": result.num_resumed,
+        "chunk_size": result.chunk_size,
+        "share": result.share,
+        "chunk_choice": result.chunk_choice.to_json(),
+        "compile_seconds": result.compile_seconds,
+        "run_seconds": result.run_seconds,
+    }
 
 
 def seed_keys(seeds: list[int]) -> jax.Array:

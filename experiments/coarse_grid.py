@@ -16,6 +16,7 @@ from _coarse.grid import GridJob, measure
 from _coarse.grid_claims import judge, table
 from _coarse.images_options import ImageOptions
 from _coarse.options import DataOptions
+from _layers.options import check_foreign
 from _report import print_verdict, redraw, store
 
 from nctheory._cli import check_integer, compile_in_a_hurry, run_main
@@ -61,6 +62,7 @@ class Config(DataOptions):
                 bound = "> 0" if positive else ">= 0"
                 raise ArgumentError(f"Argument `{name}` must hold numbers {bound}, but is {given}.")
         self.images.check()
+        check_foreign(self, ("chunk_size",), network="image networks", owner="sweeps")
         for name in ("learning_rate", "weight_decay"):
             if getattr(self.images, name) != getattr(IMAGE_DEFAULTS, name):
                 raise ArgumentError(f"Argument `images.{name}` must be left alone: the grid is set by `{name}s`.")

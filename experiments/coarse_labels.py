@@ -233,10 +233,19 @@ def plan_sweeps(config: Config, data: "CoarseData") -> dict[str, list[Any]]:
 
 def run_sweeps(config: Config, plans: dict[str, list[Any]], parts: Path) -> dict[str, Any]:
     """Train every plan over the seeds; `parts` keeps the finished chunks."""
+    from _bench import asked_size
+
     from nctheory import simulator
 
     return {
-        name: simulator.sweep(train, plan, config.seeds, checkpoint=parts / f"sweep-{name}", description=name)
+        name: simulator.sweep(
+            train,
+            plan,
+            config.seeds,
+            chunk_size=asked_size(config.chunk_size, parts / f"sweep-{name}"),
+            checkpoint=parts / f"sweep-{name}",
+            description=name,
+        )
         for name, plan in plans.items()
     }
 
@@ -287,6 +296,7 @@ def run_mlp(config: Config, path: Path) -> int:
     plans = plan_sweeps(sized, data)
     with RunFolder.create(path, sized.stored, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
+        from _bench import log_of
 
         sweeps = run_sweeps(sized, plans, folder.parts)
         began = time.perf_counter()
@@ -301,6 +311,7 @@ def run_mlp(config: Config, path: Path) -> int:
             compile_seconds=sum(result.compile_seconds for result in sweeps.values()),
             run_seconds=sum(result.run_seconds for result in sweeps.values()),
             score_seconds=time.perf_counter() - began,
+            sweeps={name: log_of(result) for name, result in sweeps.items()},
         )
         return finish(folder, history)
 

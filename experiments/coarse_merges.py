@@ -132,14 +132,14 @@ class Plan(NamedTuple):
         class_names: of the original classes.
         rows: train and test images as rows.
         fine: their classes.
-        train_all: trains and scores, from the folder of finished parts; returns scores and times.
+        train_all: trains and scores, from the folder of finished parts; returns scores, and times for the manifest.
     """
 
     merges: "list[Merge]"
     class_names: tuple[str, ...]
     rows: "tuple[np.ndarray, np.ndarray]"
     fine: "tuple[np.ndarray, np.ndarray]"
-    train_all: Callable[[Path], tuple[list[dict[str, Any]], dict[str, float]]]
+    train_all: Callable[[Path], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 
 def plan_mlp(config: Config) -> Plan:

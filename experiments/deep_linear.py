@@ -162,13 +162,20 @@ def make_plan(config: Config) -> Plan:
 
 def run_sweeps(config: Config, plan: Plan, parts: Path) -> dict[int, Any]:
     """Train every depth over the seeds; `parts` keeps the finished chunks. One depth compiles while another runs."""
+    from _bench import asked_size
     from _deep_linear import training
 
     from nctheory import simulator
 
     def prepared(depth: int):
         checkpoint = parts / f"depth-{depth}"
-        return simulator.prepare(training.train, plan.conditions[depth], config.seeds, checkpoint=checkpoint)
+        return simulator.prepare(
+            training.train,
+            plan.conditions[depth],
+            config.seeds,
+            chunk_size=asked_size(config.chunk_size, checkpoint),
+            checkpoint=checkpoint,
+        )
 
     with ThreadPoolExecutor(2) as pool:
         waiting = {depth: pool.submit(prepared, depth) for depth in config.depths}
@@ -204,6 +211,7 @@ def run(config: Config) -> int:
     plan = make_plan(sized)
     with RunFolder.create(path, sized, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
+        from _bench import log_of
         from _deep_linear.record import collect
 
         sweeps = run_sweeps(sized, plan, folder.parts)
@@ -218,6 +226,7 @@ def run(config: Config) -> int:
             dtype=str(results[0].history.objective.dtype),
             compile_seconds=sum(result.compile_seconds for result in results),
             run_seconds=sum(result.run_seconds for result in results),
+            sweeps={f"depth-{depth}": log_of(result) for depth, result in sweeps.items()},
         )
         return finish(folder, history)
 

@@ -107,6 +107,7 @@ class Config(RunOptions):
         else:
             owner = "the MLP; image networks have theirs under --images"
             check_foreign(self, mine, network="this network", owner=owner)
+            check_foreign(self, ("chunk_size",), network="this network", owner="the MLP")
 
     @property
     def name(self) -> str:
@@ -213,7 +214,7 @@ def measure(config: Config, plan: Plan, folder: RunFolder) -> "xr.Dataset":
     from _layers import record
 
     began = time.perf_counter()
-    with Bench(plan, config.seeds, folder.parts, progress=not config.quiet) as bench:
+    with Bench(plan, config.seeds, folder.parts, progress=not config.quiet, chunk_size=config.chunk_size) as bench:
         found, chained = run_sweeps(config, plan, bench)
     attributes = {
         "kind": "mlp",

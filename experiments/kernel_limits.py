@@ -100,7 +100,7 @@ def measure(config: Config, folder: RunFolder) -> "xr.Dataset":
 
     began = time.perf_counter()
     seeds = list(range(config.seed, config.seed + (config.num_seeds or 0)))
-    with Bench(config, seeds, folder.parts, progress=not config.quiet) as bench:
+    with Bench(config, seeds, folder.parts, progress=not config.quiet, chunk_size=config.chunk_size) as bench:
         attributes = {"smoke": int(config.smoke), "trained_width": config.trained_width, "depth": config.depth}
         history = measure_all(bench, config, attributes)
     folder.write_history(history)

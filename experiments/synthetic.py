@@ -49,7 +49,9 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     began = time.perf_counter()
     # The longest sweep first: the others compile while it runs.
     laws = {"relu": relu, "memory": memory, "geometry": geometry, "free": free, "phase": phase}
-    with bench.Bench(scales[config.preset], config.seeds, folder.parts, progress=not config.quiet) as runs:
+    with bench.Bench(
+        scales[config.preset], config.seeds, folder.parts, progress=not config.quiet, chunk_size=config.chunk_size
+    ) as runs:
         for law in laws.values():
             law.prepare(runs)
         with jax.default_matmul_precision("highest"):

@@ -57,7 +57,7 @@ def measure(options: MlpOptions, pool: "Pool", plans: dict, folder: RunFolder) -
     from _generalisation.parts import PARTS, Job
 
     began = time.perf_counter()
-    with Bench(None, options.seeds, folder.parts, progress=not options.quiet) as bench:
+    with Bench(None, options.seeds, folder.parts, progress=not options.quiet, chunk_size=options.chunk_size) as bench:
         job = Job(options, pool, plans, bench, folder.parts)
         for name in plans:
             PARTS[name].prepare(job)

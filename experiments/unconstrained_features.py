@@ -47,7 +47,7 @@ def measure(config: Config, folder: RunFolder) -> "xr.DataTree":
     seeds = list(range(config.seed, config.seed + count))
     with (
         ThreadPoolExecutor(1) as aside,
-        Bench(scale, seeds, folder.parts, progress=not config.quiet) as runs,
+        Bench(scale, seeds, folder.parts, progress=not config.quiet, chunk_size=config.chunk_size) as runs,
     ):
         # The curves are many small programs: they compile while the sweeps run.
         predicted = aside.submit(curves.measure, scale)

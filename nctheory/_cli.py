@@ -53,7 +53,7 @@ class RunOptions:
     """Folder that keeps compiled programs for later runs."""
     chunk_size: int | str = "auto"
     """Rows of a sweep (seeds times conditions) that run and are stored together: a number, "auto" for an estimate, or
-    "measured" for a short measurement where it is worth its time. A resumed run keeps the stored sizes."""
+    "measured" for a short measurement where it is worth its time. Sweeps that a resumed run has begun keep theirs."""
 
     def __post_init__(self):
         """Check the options; a derived record calls this from its own `__post_init__`."""

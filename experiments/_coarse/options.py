@@ -60,9 +60,10 @@ class MlpOptions(DataOptions):
         A number that would be ignored is worse than an error.
         """
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        for name in (*MLP_OPTIONS, *more) if self.takes_images else ("images",):
+        for name in (*MLP_OPTIONS, "chunk_size", *more) if self.takes_images else ("images",):
             if getattr(self, name) != default[name]:
                 place = "the MLP; image networks have theirs under --images" if self.takes_images else "image networks"
+                place = "the MLP" if name == "chunk_size" else place
                 raise ArgumentError(
                     f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
                 )

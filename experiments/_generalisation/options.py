@@ -15,7 +15,7 @@ _USUAL_PARTS = ("collapse", "transfer")
 _SMOKE = {"num_train": 200, "num_epochs": 6, "transfer_epochs": 4, "num_passes": 800, "sizes": (100, 200)}
 _IMAGE_DEFAULTS = ImageOptions()
 _OF_THE_MLP = ("num_images", "num_train", "num_epochs", "transfer_train", "transfer_epochs", "sizes", "num_passes")
-_OF_THE_MLP += ("depth", "width", "batch_size")
+_OF_THE_MLP += ("depth", "width", "batch_size", "chunk_size")
 _OF_IMAGES = ("images", "num_probed")
 _SMOKE |= {"num_images": 600, "width": 32, "depth": 3, "parts": ("all",)}
 

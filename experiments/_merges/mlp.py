@@ -88,7 +88,7 @@ def make_features(setting: Any, inputs: "tuple[np.ndarray, np.ndarray]"):
 
 def run_all(
     config: Any, settings: list[Any], data: "CoarseData", merges: "list[Merge]", parts: Path
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train and score every (merge, seed); what finished is taken up from `parts`.
 
     Args:
@@ -99,11 +99,21 @@ def run_all(
         parts: folder of finished parts.
 
     Returns:
-        Scores of every (merge, seed), seed fastest, with a leading axis of ends; and times in seconds.
+        Scores of every (merge, seed), seed fastest, with a leading axis of ends; and times in seconds
+        with what the manifest says of the sweep.
     """
+    from _bench import asked_size, log_of
+
     from nctheory import simulator
 
-    result = simulator.sweep(train, settings, config.seeds, checkpoint=parts / "sweep", description="train")
+    result = simulator.sweep(
+        train,
+        settings,
+        config.seeds,
+        chunk_size=asked_size(config.chunk_size, parts / "sweep"),
+        checkpoint=parts / "sweep",
+        description="train",
+    )
     features_of = make_features(settings[0], data.inputs)
     found = _score_all(config, lambda m, j: features_of(result.history.params, m, j), data, merges, parts / "scores")
     history, rows = result.history, []
@@ -112,7 +122,8 @@ def run_all(
             row = join(found[m, j, 0], found[m, j, 1])
             row |= {"train_accuracy": history.train_accuracy[m, j], "test_accuracy": history.test_accuracy[m, j]}
             rows.append(row)
-    return rows, {"compile_seconds": result.compile_seconds, "run_seconds": result.run_seconds}
+    told = {"compile_seconds": result.compile_seconds, "run_seconds": result.run_seconds}
+    return rows, {**told, "sweeps": {"train": log_of(result)}}
 
 
 def _score_all(

@@ -56,9 +56,12 @@ def check(chunk_size: Any) -> ChunkSize:
         raise ArgumentError(message) from None
 
 
-def is_timed(asked: ChunkSize) -> bool:
-    """Whether this is a size to be found by timing, once the sweep runs; accelerators are asked for their memory."""
-    return asked == "measured" and _program.memory_limit() is None
+def is_timed(asked: ChunkSize, mesh: Mesh | None) -> bool:
+    """Whether this is a size to be found by timing, once the sweep runs; accelerators are asked for their memory.
+
+    Nor can process 0 time alone what all processes run together.
+    """
+    return asked == "measured" and _program.memory_limit() is None and not spans_processes(mesh)
 
 
 def first_sizes(program: _program.Program, asked: ChunkSize, mesh: Mesh | None, store: PartStore | None) -> Sizes:
@@ -74,8 +77,13 @@ def first_sizes(program: _program.Program, asked: ChunkSize, mesh: Mesh | None, 
         chunk, choice = _program.auto_chunk_size(program, cores, num_dealt(mesh)), ChunkChoice("estimated")
     chunk = -(-chunk // num_devices) * num_devices
     share = chunk // (_program.largest_divisor(chunk, cores) if mesh is None else num_devices)
-    sizes, limit = Sizes(chunk, share, choice), _program.memory_limit()
-    return sizes if asked != "measured" or limit is None else fit_memory(program, sizes, mesh, limit)
+    if asked != "measured":
+        return Sizes(chunk, share, choice)
+    limit = _program.memory_limit()
+    if limit is not None:
+        return fit_memory(program, Sizes(chunk, share, choice), mesh, limit)
+    reason = "not measured: the mesh spans processes" if spans_processes(mesh) else ""
+    return Sizes(chunk, share, replace(choice, reason=reason))
 
 
 def num_dealt(mesh: Mesh | None) -> int:

@@ -56,11 +56,13 @@ class ChunkChoice:
 
     def to_json(self) -> dict[str, Any]:
         """This choice as JSON holds it."""
-        return asdict(self)
+        by_size = {name: getattr(self, name) for name in ("seconds_per_row", "share_bytes")}
+        text = {name: {str(size): value for size, value in values.items()} for name, values in by_size.items()}
+        return {**asdict(self), **text}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "ChunkChoice":
-        """Undo `to_json`, also after keys have become text.
+        """Undo `to_json`.
 
         Raises:
             ValueError, TypeError, KeyError or AttributeError: if it is something else.

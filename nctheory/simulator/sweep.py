@@ -124,7 +124,7 @@ def prepare(
         store = None if folder is None else PartStore.open(folder, fingerprint)
         sizes = _chunks.first_sizes(program, asked, mesh, store)
         # A size that is still to be measured is recorded when it is known.
-        if store is not None and not (_chunks.is_timed(asked) and store.chunk_size is None):
+        if store is not None and not (_chunks.is_timed(asked, mesh) and store.chunk_size is None):
             store.begin(sizes.chunk, sizes.share, asked if isinstance(asked, int) else None, sizes.choice)
         return _together.Split(sizes.chunk, sizes.share, tuple(_missing(rows.count, sizes.chunk, store)))
 
@@ -135,7 +135,7 @@ def prepare(
         sizes = _chunks.Sizes(split.chunk_size, split.share, ChunkChoice("estimated"))
         store = None if folder is None else PartStore(folder, fingerprint, sizes.chunk, sizes.share)
     ready = PreparedSweep(name, conditions.conditions, seed_list, program, sizes, mesh, store)
-    ready._is_open = _chunks.is_timed(asked)
+    ready._is_open = _chunks.is_timed(asked, mesh)
     ready._compile_for(split.missing)
     return ready
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nctheory import distributed, simulator
-from nctheory.simulator import _together
+from nctheory.simulator import _chunks, _program, _together
 from nctheory.simulator._parts import PartStore
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,21 @@ def run_everywhere(folder: Path, *place: str) -> None:
     for name, result in results.items():
         save(folder / f"{name}-{index}.npz", result)
     print("done", len(devices), jax.local_device_count())  # noqa: T201
+
+
+def measure_together(folder: Path, *place: str) -> None:
+    """Sweeps whose size process 0 measures, and of which another than the estimate is made to win."""
+    join(*place)
+    index = distributed.process_index()
+    _program.num_cores, _program.auto_chunk_size = lambda: 2, lambda *_: 2
+    _chunks.FEWEST_CHUNKS, _chunks.COST_SHARE, _chunks.MARGIN = 1, 1e9, -1e9
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("rows",))
+    folders = {"none": None, "shared": folder / "shared", "own": folder / f"own-{index}"}
+    results = {name: lone(chunk_size="measured", checkpoint=each) for name, each in folders.items()}
+    results["mesh"] = lone(chunk_size="measured", mesh=mesh)
+    for name, result in results.items():
+        save(folder / f"{name}-{index}.npz", result)
+        print(result.chunk_choice.way, result.chunk_choice.reason, flush=True)  # noqa: T201
 
 
 def run_once(folder: Path, *place: str) -> None:
