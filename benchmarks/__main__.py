@@ -33,6 +33,8 @@ MODULES = {
     "probe": "probe_speed",
     "images": "images_speed",
     "scaling": "scaling_speed",
+    "resume": "resume_speed",
+    "layers": "layers_speed",
     "memory": "sweep_memory",
     "growth": "growth",
 }
@@ -46,9 +48,10 @@ class Config:
     """Run the benchmarks side by side, print one table of what they must reach, and store it as JSON."""
 
     only: tuple[str, ...] = ()
-    """Benchmarks to run, of sweep, metrics, ufm, probe, images, scaling, memory and growth; by default all of them."""
+    """Benchmarks to run, of sweep, metrics, ufm, probe, images, scaling, resume, layers, memory and growth; by default
+    all of them."""
     quick: bool = False
-    """Run small versions, one to two minutes in all on idle cores: shows that everything works, figures say little."""
+    """Run small versions, about two minutes in all on idle cores: shows that everything works, figures say little."""
     threads: int | None = None
     """Cores and threads for everybody; by default all cores that this process may use."""
     out: Path | None = None

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -47,14 +48,35 @@ def numpy_loop(problem: Problem, num_steps: int) -> np.ndarray:
     return np.stack(final)
 
 
-def torch_loop(problem: Problem, num_steps: int, update: Callable[..., Any]) -> np.ndarray:
+def torch_devices() -> tuple[str, ...]:
+    """PyTorch's devices: the CPU; where ours runs on an accelerator also a GPU that PyTorch sees; none without it."""
+    if find_spec("torch") is None:
+        return ()
+    import torch  # pyright: ignore[reportMissingImports]
+
+    has_gpu = _timing.device() != "cpu" and torch.cuda.is_available()
+    return ("cuda", "cpu") if has_gpu else ("cpu",)
+
+
+def named(name: str, device: str) -> str:
+    """What a peer on a device is called: the CPU needs no mention."""
+    return name if device == "cpu" else f"{name}, on {device}"
+
+
+def device_of(name: str) -> tuple[str, str]:
+    """Undo `named`: what a peer is called without its device, and the kind of that device."""
+    bare, _, device = name.partition(", on ")
+    return bare, {"": "cpu", "cuda": "gpu"}.get(device, device)
+
+
+def torch_loop(problem: Problem, num_steps: int, update: Callable[..., Any], device: str = "cpu") -> np.ndarray:
     """Final weights (S, d, m) of one of the `torch_*` updates, seed after seed."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    tensors = [torch.from_numpy(a) for a in (problem.inputs, problem.signs, problem.kernel)]
-    readout = torch.from_numpy(problem.readout)
+    tensors = [torch.from_numpy(a).to(device) for a in (problem.inputs, problem.signs, problem.kernel)]
+    readout = torch.from_numpy(problem.readout).to(device)
     final = [update(x, y, w, readout, problem, num_steps) for x, y, w in zip(*tensors, strict=True)]
-    return torch.stack(final).numpy()
+    return torch.stack(final).cpu().numpy()
 
 
 def torch_autograd(x, y, kernel, readout, problem: Problem, num_steps: int):
@@ -90,7 +112,7 @@ def torch_in_place(x, y, kernel, readout, problem: Problem, num_steps: int):
     import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
-        w, z = kernel.clone(), torch.empty(len(y), kernel.shape[1], dtype=kernel.dtype)
+        w, z = kernel.clone(), torch.empty(len(y), kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
         step = (-problem.rate * x.T).contiguous()
         minus, per_sample = -y, -y / len(y)
         shrink = 1 - problem.rate * problem.decay
@@ -102,12 +124,12 @@ def torch_in_place(x, y, kernel, readout, problem: Problem, num_steps: int):
     return w
 
 
-def torch_vmap(problem: Problem, num_steps: int) -> np.ndarray:
+def torch_vmap(problem: Problem, num_steps: int, device: str = "cpu") -> np.ndarray:
     """Final weights (S, d, m), all seeds at once under `torch.func.vmap`."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    x, y, w = (torch.from_numpy(a) for a in (problem.inputs, problem.signs, problem.kernel))
-    readout = torch.from_numpy(problem.readout)
+    x, y, w = (torch.from_numpy(a).to(device) for a in (problem.inputs, problem.signs, problem.kernel))
+    readout = torch.from_numpy(problem.readout).to(device)
 
     def loss(w, x, y):
         f = torch.relu(x @ w) @ readout
@@ -116,7 +138,7 @@ def torch_vmap(problem: Problem, num_steps: int) -> np.ndarray:
     gradient = torch.func.vmap(torch.func.grad(loss))
     for _ in range(num_steps):
         w = w - problem.rate * gradient(w, x, y)
-    return w.numpy()
+    return w.cpu().numpy()
 
 
 @dataclass(frozen=True)

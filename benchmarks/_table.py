@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-COLUMNS = ("quantity", "ours", "beside", "peer", "ratio", "required", "met", "of roof")
+COLUMNS = ("quantity", "ours", "on", "beside", "peer", "on", "ratio", "required", "met", "of roof")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Row:
         required: the ratio that is asked for at least; None if none is.
         roof: what this machine reaches with nothing else to do; None if it is not known.
         note: why a figure is absent, or what else to know.
+        ours_on: kind of device that gave our figure, "cpu", "gpu" or "tpu"; empty where none took part.
+        peer_on: likewise of the peer's; empty for a limit or a formula.
     """
 
     quantity: str
@@ -37,6 +39,8 @@ class Row:
     required: float | None = None
     roof: float | None = None
     note: str = ""
+    ours_on: str = ""
+    peer_on: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -95,14 +99,21 @@ def _cells(row: Row) -> tuple[str, ...]:
     required = "" if row.required is None else number(row.required)
     beside = f"{row.beside} ({row.note})" if row.note else row.beside
     ours, peer = number(row.ours), number(row.peer)
-    return f"{row.quantity}, {row.unit}", ours, beside, peer, number(row.ratio), required, met, of_roof
+    sides = (
+        ours,
+        row.ours_on if row.ours is not None else "",
+        beside,
+        peer,
+        row.peer_on if row.peer is not None else "",
+    )
+    return f"{row.quantity}, {row.unit}", *sides, number(row.ratio), required, met, of_roof
 
 
 def text_of(rows: Sequence[Row]) -> str:
     """The rows as text, one line each, columns aligned, and how many of those with a requirement are met."""
     lines = [COLUMNS, *map(_cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    is_text = (True, False, True, False, False, False, True, False)
+    is_text = (True, False, True, True, False, True, False, False, True, False)
     text = [
         "  ".join(
             cell.ljust(width) if left else cell.rjust(width)

@@ -29,6 +29,13 @@ class Start:
     copies: int = 1
     rate: float = 0.1
     momentum: float = 0.9
+    device: str = "cpu"
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """A copy of an array on PyTorch's device."""
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return torch.from_numpy(array.copy()).to(self.device)
 
     @property
     def targets(self) -> np.ndarray:
@@ -56,7 +63,7 @@ def objective(start: Start) -> Callable[..., Any]:
     """The objective as a function of (H, W_1, ..., W_M)."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    targets, labels = torch.from_numpy(start.targets), torch.from_numpy(start.labels)
+    targets, labels = start.tensor(start.targets), start.tensor(start.labels)
 
     def value(features, *weights):
         outputs = features
@@ -102,7 +109,7 @@ def _lbfgs_seed(value, start: Start, bound: float, history: int, max_evaluations
     import torch  # pyright: ignore[reportMissingImports]
 
     began = time.perf_counter()
-    parameters = [torch.from_numpy(array.copy()).requires_grad_() for array in start.arrays]
+    parameters = [start.tensor(array).requires_grad_() for array in start.arrays]
     losses: list[float] = []
 
     def closure():
@@ -139,7 +146,7 @@ def _lbfgs_seed(value, start: Start, bound: float, history: int, max_evaluations
 def descent_loop(start: Start, num_steps: int, update: Callable[..., Any]) -> list[np.ndarray]:
     """Final H, W_1..W_M, seeds first, of one of the `loop_*` updates, seed after seed."""
     final = [update(start.seed(i), num_steps) for i in range(len(start.features))]
-    return [np.stack([parameter.numpy() for parameter in column]) for column in zip(*final, strict=True)]
+    return [np.stack([parameter.cpu().numpy() for parameter in column]) for column in zip(*final, strict=True)]
 
 
 def loop_autograd(start: Start, num_steps: int) -> Sequence[Any]:
@@ -147,7 +154,7 @@ def loop_autograd(start: Start, num_steps: int) -> Sequence[Any]:
     import torch  # pyright: ignore[reportMissingImports]
 
     value = objective(start)
-    parameters = [torch.from_numpy(array.copy()).requires_grad_() for array in start.arrays]
+    parameters = [start.tensor(array).requires_grad_() for array in start.arrays]
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(num_steps):
         gradients = torch.autograd.grad(value(*parameters), parameters)
@@ -162,8 +169,8 @@ def loop_manual(start: Start, num_steps: int) -> Sequence[Any]:
     """Depth 1, the gradient by hand, buffers reused, products fused with the update of the velocity."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    features, weight = (torch.from_numpy(array.copy()) for array in start.arrays)
-    targets = torch.from_numpy(start.targets)
+    features, weight = (start.tensor(array) for array in start.arrays)
+    targets = start.tensor(start.targets)
     velocity_h, velocity_w = torch.zeros_like(features), torch.zeros_like(weight)
     with torch.no_grad():
         for _ in range(num_steps):
@@ -182,7 +189,7 @@ def descent_vmap(start: Start, num_steps: int) -> list[np.ndarray]:
     """Final H, W_1..W_M, all seeds at once under `torch.func.vmap`."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    parameters = [torch.from_numpy(array.copy()) for array in start.arrays]
+    parameters = [start.tensor(array) for array in start.arrays]
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
     argnums = tuple(range(len(parameters)))
     gradients = torch.func.vmap(torch.func.grad(objective(start.seed(0)), argnums=argnums))
@@ -190,15 +197,15 @@ def descent_vmap(start: Start, num_steps: int) -> list[np.ndarray]:
         for parameter, velocity, gradient in zip(parameters, velocities, gradients(*parameters), strict=True):
             velocity.mul_(start.momentum).add_(gradient)
             parameter.sub_(velocity, alpha=start.rate)
-    return [parameter.numpy() for parameter in parameters]
+    return [parameter.cpu().numpy() for parameter in parameters]
 
 
 def descent_batched(start: Start, num_steps: int) -> list[np.ndarray]:
     """Depth 1, `loop_manual` for all seeds at once with batched products."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    features, weight = (torch.from_numpy(array.copy()) for array in start.arrays)
-    targets = torch.from_numpy(start.targets)[None]
+    features, weight = (start.tensor(array) for array in start.arrays)
+    targets = start.tensor(start.targets)[None]
     velocity_h, velocity_w = torch.zeros_like(features), torch.zeros_like(weight)
     with torch.no_grad():
         for _ in range(num_steps):
@@ -210,4 +217,4 @@ def descent_batched(start: Start, num_steps: int) -> list[np.ndarray]:
             velocity_h.mul_(start.momentum).add_(features, alpha=start.feature_decay).baddbmm_(residual, weight)
             features.sub_(velocity_h, alpha=start.rate)
             weight.sub_(velocity_w, alpha=start.rate)
-    return [features.numpy(), weight.numpy()]
+    return [features.cpu().numpy(), weight.cpu().numpy()]

@@ -156,7 +156,7 @@ def over_devices(config: Config) -> Curve:
     split = scaling_speed.Config(num_seeds=config.device_seeds, num_steps=config.num_steps)
 
     def timed(devices: int) -> tuple[float, float]:
-        turns = [scaling_speed.time_split(split, 1, devices) for _ in range(2)]
+        turns = [scaling_speed.time_split(split, scaling_speed.Way(split.num_seeds, devices=devices)) for _ in range(2)]
         best = min(turns, key=lambda turn: turn["seconds"])
         return best["seconds"], best["compile_s"]
 

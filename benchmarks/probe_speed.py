@@ -122,9 +122,11 @@ def table(record: dict[str, Any]) -> list[Row]:
     what = f"cluster-and-probe, {size['num_train']:,} x {size['feature_dim']}, with compilation"
     ours, peer = record["ours"], record["scikit-learn"]
     note = f"accuracy {ours['accuracy']:.3f} and {peer['accuracy']:.3f}"
-    rows = [Row(what, "s", ours["seconds"], "scikit-learn", peer["seconds"], is_rate=False, note=note)]
+    on = record.get("device", "cpu")
+    options: dict[str, Any] = {"is_rate": False, "note": note, "ours_on": on, "peer_on": "cpu"}
+    rows = [Row(what, "s", ours["seconds"], "scikit-learn", peer["seconds"], **options)]
     if size["num_train"] == 50_000:
-        rows.append(within(what, "s", ours["seconds"], 300.0))
+        rows.append(within(what, "s", ours["seconds"], 300.0, ours_on=on))
     return rows
 
 
@@ -140,7 +142,8 @@ def main(config: Config) -> None:
     for name, each in found.items():
         print(f"{name:<14}{each['seconds']:8.1f} s   accuracy {each['accuracy']:.4f}")
     if config.out is not None:
-        _timing.store(config.out, before, {**found, "config": asdict(replace(config, out=None))})
+        settings = {"config": asdict(replace(config, out=None)), "device": _timing.device()}
+        _timing.store(config.out, before, {**found, **settings})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Run: python -m benchmarks.scaling_speed [--processes 2] [--devices 8] [--quick] [--out FILE.json]
 
 All of them share the same cores, so the best that a split can do is to lose nothing: the ratio is the throughput of the
-split sweep over that of the whole one, 1 at best. Compilation is left out, the meeting of the processes at the end is
-not. Every way runs in processes of its own, in turns, so that a change of load meets all of them; the best of the
-repeats counts.
+split sweep over that of the whole one, 1 at best. Strong scaling splits the same seeds; weak scaling gives every device
+as many seeds as one device has alone, and its throughput is held against the best that one device reaches. Processes
+run twice: as started, when each may use all cores, and each bound to its part of the cores, as SLURM or `taskset` does.
+Compilation is left out, the meeting of the processes at the end is not. Every way runs in processes of its own, in
+turns, so that a change of load meets all of them; the best of the repeats counts.
 """
 
 import json
@@ -13,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +41,14 @@ class Config:
     """Processes that share the sweep."""
     devices: int = 8
     """Forced host devices of one process that share the sweep."""
+    weak_devices: tuple[int, ...] = (1, 2, 4, 8)
+    """Forced host devices of weak scaling."""
+    weak_seeds: int = 32
+    """Seeds of each of these devices."""
     size: str = "arithmetic"
     """Problem size, "overhead" or "arithmetic" of benchmarks.sweep_speed."""
-    repeats: int = 3
-    """Turns."""
+    repeats: int = 2
+    """Turns; in each the sweep runs twice."""
     timeout: int = 600
     """Longest that one turn of one way may take, in seconds."""
     quick: bool = False
@@ -50,8 +57,35 @@ class Config:
     """Where to store the result."""
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to run the sweep.
+
+    Attributes:
+        num_seeds: seeds of the sweep.
+        processes: processes that share it.
+        devices: forced host devices of each; a single one splits chunks between threads.
+        is_bound: whether each process keeps to its own part of the cores.
+    """
+
+    num_seeds: int
+    processes: int = 1
+    devices: int = 1
+    is_bound: bool = False
+
+
+def own_cores(cores: Sequence[int], processes: int, index: int) -> list[int]:
+    """The part of the cores that one of several processes keeps to; all of them if there are not enough."""
+    if len(cores) < processes:
+        return list(cores)
+    return list(cores[index * len(cores) // processes : (index + 1) * len(cores) // processes])
+
+
 def work(task: dict[str, Any]) -> None:
     """Run the sweep in this process, and print how long it took."""
+    if task["is_bound"]:
+        # Before JAX starts, which sizes its pool of threads by the cores it sees.
+        os.sched_setaffinity(0, own_cores(sorted(os.sched_getaffinity(0)), task["processes"], task["index"]))
     from nctheory import distributed
 
     if task["processes"] > 1:
@@ -73,16 +107,15 @@ def work(task: dict[str, Any]) -> None:
     print(json.dumps({**told, "own": result.process_seconds, "compile_s": result.compile_seconds}))
 
 
-def time_split(config: Config, processes: int, devices: int) -> dict[str, Any]:
+def time_split(config: Config, way: Way) -> dict[str, Any]:
     """One turn of one way: what process 0 says."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         coordinator = f"127.0.0.1:{server.getsockname()[1]}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FORCED}={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FORCED}={way.devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    task = {"processes": processes, "devices": devices, "coordinator": coordinator, "size": config.size}
-    task |= {"num_seeds": config.num_seeds, "num_steps": config.num_steps}
+    task = {**asdict(way), "coordinator": coordinator, "size": config.size, "num_steps": config.num_steps}
     started = []
-    for index in range(processes):
+    for index in range(way.processes):
         command = [sys.executable, "-m", "benchmarks.scaling_speed", "worker", json.dumps({**task, "index": index})]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     try:
@@ -96,16 +129,44 @@ def time_split(config: Config, processes: int, devices: int) -> dict[str, Any]:
     return json.loads(said[0].splitlines()[-1])
 
 
+WHOLE = "one process"
+
+
+def ways_of(config: Config) -> dict[str, Way]:
+    """Every way by name."""
+    processes, seeds = config.processes, config.num_seeds
+    ways = {
+        WHOLE: Way(seeds),
+        f"{processes} processes": Way(seeds, processes=processes),
+        f"{processes} processes, each bound to its cores": Way(seeds, processes=processes, is_bound=True),
+        f"{config.devices} devices": Way(seeds, devices=config.devices),
+    }
+    return ways | {_weak(count): Way(count * config.weak_seeds, devices=count) for count in config.weak_devices}
+
+
+def _weak(count: int) -> str:
+    return f"weak, {count} device{'s' if count > 1 else ''}"
+
+
 def table(record: dict[str, Any]) -> "list[Row]":
     """What the stored record comes down to."""
     from benchmarks._table import Row
 
     config, ways = record["config"], record["ways"]
     rates = {name: way["seed_steps_per_s"] for name, way in ways.items()}
-    rows = []
-    for name, required in ((f"{config['processes']} processes", 0.75), (f"{config['devices']} devices", 0.8)):
-        what = f"sweep, {config['size']} size, {config['num_seeds']} seeds on {name} of the same cores"
-        rows.append(Row(what, "seed-steps/s", rates[name], "one process", rates["one process"], required=required))
+    on: dict[str, Any] = {"ours_on": "cpu", "peer_on": "cpu"}
+    rows, what = [], f"sweep, {config['size']} size"
+    for name, rate in rates.items():
+        if name != WHOLE and not name.startswith("weak"):
+            split = f"{what}, {config['num_seeds']} seeds on {name} of the same cores"
+            required = 0.75 if "processes" in name else 0.8
+            rows.append(Row(split, "seed-steps/s", rate, WHOLE, rates[WHOLE], required=required, **on))
+    counts = [count for count in config.get("weak_devices", ()) if count > 1]
+    best = max((rates[name] for name in (WHOLE, _weak(1)) if name in rates), default=None)
+    for count in counts:
+        split = f"{what}, {count} x {config['weak_seeds']} seeds on {count} devices of the same cores"
+        required = 0.8 if count == max(counts) else None
+        rows.append(Row(split, "seed-steps/s", rates[_weak(count)], "one device's best", best, required=required, **on))
     return rows
 
 
@@ -114,30 +175,26 @@ def main(config: Config) -> None:
     from benchmarks import _timing
 
     if config.quick:
-        config = replace(config, num_seeds=32, num_steps=20, repeats=1)
+        config = replace(config, num_seeds=16, num_steps=20, weak_devices=(1,), weak_seeds=8, repeats=1)
     before = _timing.provenance()
     print(before["machine"])
-    ways = {
-        "one process": (1, 1),
-        f"{config.processes} processes": (config.processes, 1),
-        f"{config.devices} devices": (1, config.devices),
-    }
+    ways = ways_of(config)
     best: dict[str, dict[str, Any]] = {}
     for _ in range(config.repeats):
-        for name, (processes, devices) in ways.items():
-            row = time_split(config, processes, devices)
+        for name, way in ways.items():
+            row = time_split(config, way)
+            row["seed_steps_per_s"] = way.num_seeds * config.num_steps / row["seconds"]
             if name not in best or row["seconds"] < best[name]["seconds"]:
                 best[name] = row
-    whole = best["one process"]["seconds"]
-    print(f"{config.size}, {config.num_seeds} seeds, {config.num_steps} steps; best of {config.repeats}")
-    print(f"{'':<14} {'seed-steps/s':>14} {'ratio':>7} {'chunk':>6} {'compiled in':>12}")
+    whole = best[WHOLE]["seed_steps_per_s"]
+    print(
+        f"{config.size}, {config.num_seeds} seeds, {config.num_steps} steps; weak: {config.weak_seeds} seeds a device"
+    )
+    print(f"{'':<42} {'seed-steps/s':>14} {'ratio':>7} {'chunk':>6} {'workers':>8} {'compiled in':>12}")
     for name, row in best.items():
-        row["seed_steps_per_s"] = config.num_seeds * config.num_steps / row["seconds"]
-        row["ratio"] = whole / row["seconds"]
-        shown = (
-            f"{row['seed_steps_per_s']:>14,.0f} {row['ratio']:>7.2f} {row['chunk_size']:>6} {row['compile_s']:>10.1f} s"
-        )
-        print(f"{name:<14} {shown}")
+        row["ratio"] = row["seed_steps_per_s"] / whole
+        shown = f"{row['seed_steps_per_s']:>14,.0f} {row['ratio']:>7.2f} {row['chunk_size']:>6} {row['workers']:>8}"
+        print(f"{name:<42} {shown} {row['compile_s']:>10.1f} s")
     if config.out is not None:
         _timing.store(config.out, before, {"config": asdict(replace(config, out=None)), "ways": best})
 

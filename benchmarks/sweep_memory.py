@@ -125,13 +125,13 @@ def table(record: dict[str, Any]) -> list[Row]:
         (dim, width, num_samples), optimizer = each["shape"], each["optimizer"]
         what = f"memory of a seed in flight, d {dim}, m {width}, N {num_samples}, {optimizer}"
         found, said = each["measured"] / 1e6, each["predicted"] / 1e6
-        rows.append(Row(what, "MB", found, "formula", said, is_rate=False))
+        rows.append(Row(what, "MB", found, "formula", said, is_rate=False, ours_on=record.get("backend", "cpu")))
     host = record["host"]
     if host is None:
         return rows
     what = f"memory of the history on the host, {host['num_seeds']:,} seeds with weights"
     found, said = host["measured"] / 1e6, host["predicted"] / 1e6
-    return [*rows, Row(what, "MB", found, "formula, 2 x history", said, is_rate=False)]
+    return [*rows, Row(what, "MB", found, "formula, 2 x history", said, is_rate=False, ours_on="cpu")]
 
 
 def main(config: Config) -> None:
@@ -142,7 +142,8 @@ def main(config: Config) -> None:
     for row in table(record):
         print(f"{row.quantity}: {row.ours:.3f} {row.unit}, formula {row.peer:.3f} {row.unit}")
     if config.out is not None:
-        _timing.store(config.out, before, {"config": asdict(replace(config, out=None)), **record})
+        settings = {"config": asdict(replace(config, out=None)), "backend": _timing.device()}
+        _timing.store(config.out, before, {**settings, **record})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,17 @@ def problem_of(size: Size, num_seeds: int) -> _peers.Problem:
 
 
 def peer_calls(problem: _peers.Problem, num_steps: int) -> dict[str, Callable[[], np.ndarray]]:
-    """The peers, ready to run; without PyTorch, NumPy alone."""
+    """The peers, ready to run; without PyTorch, NumPy alone; on a GPU, PyTorch there and on the CPU."""
     calls: dict[str, Callable[[], np.ndarray]] = {"NumPy loop": lambda: _peers.numpy_loop(problem, num_steps)}
-    try:
-        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return calls
     loops = {
         "PyTorch loop, autograd": _peers.torch_autograd,
         "PyTorch loop, gradient by hand": _peers.torch_manual,
         "PyTorch loop, by hand and in place": _peers.torch_in_place,
     }
-    for name, update in loops.items():
-        calls[name] = lambda update=update: _peers.torch_loop(problem, num_steps, update)
-    calls["PyTorch vmap over seeds"] = lambda: _peers.torch_vmap(problem, num_steps)
+    for device in _peers.torch_devices():
+        for name, update in loops.items():
+            calls[_peers.named(name, device)] = partial(_peers.torch_loop, problem, num_steps, update, device)
+        calls[_peers.named("PyTorch vmap over seeds", device)] = partial(_peers.torch_vmap, problem, num_steps, device)
     return calls
 
 
@@ -239,7 +237,7 @@ def pin_threads(threads: int) -> None:
 
 def table(record: dict[str, Any]) -> list[Row]:
     """What the stored record comes down to."""
-    rows = []
+    rows, on = [], record.get("device", "cpu")
     for each in record["sizes"]:
         size, rates = each["size"], {name: rate["best"] for name, rate in each["seed_steps_per_s"].items()}
         ours = rates.pop("nctheory sweep")
@@ -249,16 +247,19 @@ def table(record: dict[str, Any]) -> list[Row]:
         for name, rate in rates.items():
             # The figure asked for is against a loop over seeds; the others must be beaten.
             required = size["times_loop"] if name.startswith("PyTorch loop") else 1.0
-            rows.append(Row(what, "seed-steps/s", ours, name, rate, required=required, roof=roof))
+            bare, peer_on = _peers.device_of(name)
+            devices = {"ours_on": on, "peer_on": peer_on}
+            rows.append(Row(what, "seed-steps/s", ours, bare, rate, required=required, roof=roof, **devices))
+        devices = {"ours_on": on, "peer_on": on}
         share = size["share_of_matmul"]
         name = f"batched matrix products, {each['matmul_gflops']:.0f} GFLOP/s"
-        rows.append(Row(what, "seed-steps/s", ours, name, roof, required=share, roof=roof))
+        rows.append(Row(what, "seed-steps/s", ours, name, roof, required=share, roof=roof, **devices))
         if each["chunks"] is not None:
             found = each["chunks"]["seed_steps_per_s"]
             best = each["chunks"]["best_chunk_size"]
             name = f"the best chunk size, {best}"
             what = f"sweep, {shape}, many seeds, automatic chunk size"
-            rows.append(Row(what, "seed-steps/s", found["auto"], name, found[str(best)], required=0.8))
+            rows.append(Row(what, "seed-steps/s", found["auto"], name, found[str(best)], required=0.8, **devices))
     return rows
 
 
@@ -283,7 +284,7 @@ def main(config: Config) -> None:
         rows.append(measure(size, config))
         show(rows[-1])
     if config.out is not None:
-        _timing.store(config.out, before, {"threads": config.threads, "sizes": rows})
+        _timing.store(config.out, before, {"threads": config.threads, "device": _timing.device(), "sizes": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Speed of the unconstrained feature model beside PyTorch: minimisers, plain descent, closed forms.
+"""Speed of the unconstrained feature model beside PyTorch and SciPy: minimisers, descent, closed forms.
 
 Run: python -m benchmarks.ufm_speed [--threads 1|2] [--quick] [--out FILE.json]
 
 Time to a minimiser: `simulator.sweep(solve, ...)` in float64 from random starts to the gradient norm that `solve` stops
-at by default, against `torch.optim.LBFGS` seed by seed, which is told the minimum and stopped at the first evaluation
-within the gap. Both must end within a relative gap of 1e-6 of the closed form; starts that do not are counted.
+at by default, against `torch.optim.LBFGS` and SciPy's L-BFGS-B (gradient by hand in NumPy) seed by seed, which are told
+the minimum and stopped at the first evaluation within the gap. All must end within a relative gap of 1e-6 of the closed
+form; starts that do not are counted.
 Descent: seed-steps/s in float32, a seed-step being one full-batch update of one seed; ours with samples, starts and
 three records of all metrics, the peers' bare update. Calls take turns; the best of the repeats counts. Compilation is
 reported apart. Closed forms: 10,000 parameter sets in one vmapped and compiled call, in float64.
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import _timing, _ufm_peers
-from benchmarks._table import Row, within
+from benchmarks import _peers, _scipy_peer, _timing, _ufm_peers
+from benchmarks._ufm_report import GAP, PLAIN, show_closed_forms, show_descent, show_solvers, solver_ratios
+from benchmarks._ufm_report import table as table
 from benchmarks.sweep_speed import pin_threads
 from nctheory import simulator
 from nctheory.simulator.descent import DescentConfig, descend
@@ -34,10 +36,8 @@ from nctheory.theory.mse_ufm import mse_ufm_minimizer
 
 DECAY = 5e-4
 BIASES = ("none", "free")
-GAP = 1e-6
 # Rounding of a loss in float64: nothing may lie further below the closed form.
 BELOW = 1e-10
-TIMES_LBFGS, TIMES_DESCENT, CLOSED_FORM_SECONDS = 8.0, 3.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Config:
     num_seeds: int = 256
     """Starts of our solver and our descent."""
     lbfgs_seeds: int = 12
-    """The first so many of these starts go to PyTorch's L-BFGS; its time for all is scaled from them."""
+    """The first so many of these starts go to the L-BFGS of PyTorch and SciPy; their time for all is scaled."""
     unaveraged: bool = True
     """Whether to time our solver without averaging classes first as well, on as many seeds, scaled likewise."""
     histories: tuple[int, ...] = (10, 30)
-    """History lengths of PyTorch's L-BFGS; the fastest one that stalls least counts."""
+    """History lengths of these; of each the fastest one that stalls least counts."""
     peer_seeds: int = 32
     """Seeds of PyTorch's descent, batched or in a loop."""
     repeats: int = 3
@@ -116,15 +116,6 @@ def start_of(size: Size, num_seeds: int) -> _ufm_peers.Start:
     features = np.stack([point.features for point in points])
     weights = tuple(np.stack(layer) for layer in zip(*(point.weights for point in points), strict=True))
     return _ufm_peers.Start(features, weights, problem.labels, size.loss, DECAY, DECAY)
-
-
-def has_torch() -> bool:
-    """Whether the peer is installed."""
-    try:
-        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return False
-    return True
 
 
 def quality(loss: np.ndarray, minimum: float) -> dict[str, Any]:
@@ -154,9 +145,11 @@ def solve_ours(ready: simulator.PreparedSweep, minimum: float, num_seeds: int) -
     }
 
 
-def solve_peer(start: _ufm_peers.Start, minimum: float, history: int, num_seeds: int) -> dict[str, Any]:
-    """One run of PyTorch's L-BFGS; `seconds` is scaled to `num_seeds`."""
-    runs = _ufm_peers.lbfgs(start, minimum * (1 + GAP), history=history)
+def solve_peer(
+    lbfgs: Callable[..., _ufm_peers.LbfgsRuns], start: _ufm_peers.Start, minimum: float, history: int, num_seeds: int
+) -> dict[str, Any]:
+    """One run of PyTorch's or SciPy's L-BFGS; `seconds` is scaled to `num_seeds`."""
+    runs = lbfgs(start, minimum * (1 + GAP), history=history)
     return {
         "seconds": float(runs.seconds.mean()) * num_seeds,
         "seeds_run": len(runs.loss),
@@ -166,8 +159,23 @@ def solve_peer(start: _ufm_peers.Start, minimum: float, history: int, num_seeds:
     }
 
 
+def solver_peers(size: Size, minimum: float, config: Config) -> dict[str, Callable[[], dict[str, Any]]]:
+    """SciPy's and PyTorch's L-BFGS, on the samples and with classes averaged, ready to run."""
+    start = start_of(size, config.lbfgs_seeds)
+    calls: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name, point in (("", start), (", classes averaged", start.averaged())):
+        for history in config.histories:
+            args = minimum, history, config.num_seeds
+            end = f" L-BFGS{name}, history {history}"
+            calls[f"SciPy{end}"] = partial(solve_peer, _scipy_peer.lbfgs, point, *args)
+            for device in _peers.torch_devices():
+                there = replace(point, device=device)
+                calls[_peers.named(f"PyTorch{end}", device)] = partial(solve_peer, _ufm_peers.lbfgs, there, *args)
+    return calls
+
+
 def compare_solvers(size: Size, config: Config) -> dict[str, Any]:
-    """Seconds to a minimiser for all seeds, ours with and without averaging classes first, and the peer's, in turns."""
+    """Seconds to a minimiser for all seeds, ours with and without averaging classes first, and the peers', in turns."""
     with jax.enable_x64(True):
         minimum, problem = size.minimum, size.problem
         calls: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -176,12 +184,7 @@ def compare_solvers(size: Size, config: Config) -> dict[str, Any]:
         if config.unaveraged:
             ready = simulator.prepare(partial(solve, average=False), problem, config.lbfgs_seeds)
             calls["nctheory, no class averaging"] = partial(solve_ours, ready, minimum, config.num_seeds)
-        if has_torch():
-            start = start_of(size, config.lbfgs_seeds)
-            for name, point in (("", start), (", classes averaged", start.averaged())):
-                for history in config.histories:
-                    call = partial(solve_peer, point, minimum, history, config.num_seeds)
-                    calls[f"PyTorch L-BFGS{name}, history {history}"] = call
+        calls |= solver_peers(size, minimum, config)
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
         for turn in range(config.repeats + 1):
             for name, call in calls.items():
@@ -189,34 +192,23 @@ def compare_solvers(size: Size, config: Config) -> dict[str, Any]:
                 if turn % 2 == 1 or turn == 0 or name == "nctheory":
                     rows[name].append(call())
     best = {name: min(found[1:] or found, key=lambda row: row["seconds"]) for name, found in rows.items()}
-    return {"minimum": minimum, "runs": best, **_solver_ratios(best)}
-
-
-def _solver_ratios(best: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """How many times faster ours is than the best setting of the peer, on the samples and with classes averaged."""
-    ratios: dict[str, float | None] = {"times_lbfgs": None, "times_lbfgs_averaged": None}
-    for key, averaged in (("times_lbfgs", False), ("times_lbfgs_averaged", True)):
-        peers = [row for name, row in best.items() if name.startswith("PyTorch") and ("averaged" in name) == averaged]
-        if peers:
-            fastest = min(peers, key=lambda row: (row["stalled"], row["seconds"]))
-            ratios[key] = fastest["seconds"] / best["nctheory"]["seconds"]
-    return ratios
+    return {"minimum": minimum, "runs": best, **solver_ratios(best)}
 
 
 def descent_calls(start: _ufm_peers.Start, num_steps: int) -> dict[str, Callable[[], list[np.ndarray]]]:
-    """PyTorch's ways to descend, ready to run; those by hand are for depth 1."""
-    if not has_torch():
-        return {}
-    calls: dict[str, Callable[[], list[np.ndarray]]] = {
-        "PyTorch loop, autograd": lambda: _ufm_peers.descent_loop(start, num_steps, _ufm_peers.loop_autograd),
-        "PyTorch vmap over seeds": lambda: _ufm_peers.descent_vmap(start, num_steps),
+    """PyTorch's ways to descend, ready to run, on each of its devices; those by hand are for depth 1."""
+    ways: dict[str, Callable[..., list[np.ndarray]]] = {
+        "PyTorch loop, autograd": partial(_ufm_peers.descent_loop, update=_ufm_peers.loop_autograd),
+        "PyTorch vmap over seeds": _ufm_peers.descent_vmap,
     }
     if len(start.weights) == 1:
-        calls["PyTorch loop, by hand and in place"] = lambda: _ufm_peers.descent_loop(
-            start, num_steps, _ufm_peers.loop_manual
-        )
-        calls["PyTorch batched, by hand and in place"] = lambda: _ufm_peers.descent_batched(start, num_steps)
-    return calls
+        ways["PyTorch loop, by hand and in place"] = partial(_ufm_peers.descent_loop, update=_ufm_peers.loop_manual)
+        ways["PyTorch batched, by hand and in place"] = _ufm_peers.descent_batched
+    return {
+        _peers.named(name, device): partial(way, replace(start, device=device), num_steps)
+        for device in _peers.torch_devices()
+        for name, way in ways.items()
+    }
 
 
 def our_descent(size: Size, num_seeds: int, num_steps: int) -> list[np.ndarray]:
@@ -256,7 +248,7 @@ def compare_descent(size: Size, config: Config) -> dict[str, Any]:
             rates[name] = ([] if turn == 1 else rates[name]) + [work[name] / took]
     best = {name: max(found) for name, found in rates.items()}
     ours = best["nctheory sweep"]
-    plain = [rate for name, rate in best.items() if name in ("PyTorch loop, autograd", "PyTorch vmap over seeds")]
+    plain = [rate for name, rate in best.items() if _peers.device_of(name)[0] in PLAIN]
     return {
         "seed_steps_per_s": {n: {"best": best[n], "median": float(np.median(r))} for n, r in rates.items()},
         "times": {name: ours / rate for name, rate in best.items()},
@@ -299,68 +291,6 @@ def time_closed_forms(config: Config) -> dict[str, Any]:
     return {name: {**asdict(timing), "finite": finite[name]} for name, timing in times.items()}
 
 
-def show_solvers(size: Size, row: dict[str, Any], num_seeds: int) -> None:
-    """Print the comparison of solvers."""
-    print(f"\n{size.name}: seconds to a relative gap of {GAP:g} for {num_seeds} seeds, minimum {row['minimum']:.9f}")
-    print(f"{'':<48} {'seconds':>9} {'evaluations':>12} {'largest gap':>12} {'beyond':>12} {'below':>6}")
-    for name, run in row["runs"].items():
-        beyond = f"{run['beyond_gap']} of {run['seeds_run']}"
-        figures = f"{run['seconds']:>9.2f} {run['evaluations']:>12.0f} {run['largest_gap']:>12.1e} {beyond:>12}"
-        print(f"{name:<48} {figures} {run['below_minimum']:>6}")
-    ours = row["runs"]["nctheory"]
-    print(
-        f"ours: compiled in {ours['compile_s']:.1f} s, gradient norm <= {ours['largest_gradient_norm']:.1e}, ", end=""
-    )
-    print(f"{ours['not_converged']} not converged")
-    if row["times_lbfgs"] is not None:
-        print(f"times PyTorch L-BFGS: {row['times_lbfgs']:.1f}, target {TIMES_LBFGS:g}; ", end="")
-        print(f"with classes averaged for it as well: {row['times_lbfgs_averaged']:.1f}, no target")
-
-
-def show_descent(size: Size, row: dict[str, Any]) -> None:
-    """Print the comparison of descents."""
-    print(f"\n{size.name}: descent, seed-steps/s; compiled in {row['compile_s']:.1f} s, chunks of {row['chunk_size']}")
-    print(f"{'':<48} {'best':>10} {'median':>10} {'ours is':>9} {'float64 differ':>15}")
-    for name, rate in row["seed_steps_per_s"].items():
-        gap = f"{row['largest_relative_gap'][name]:.1e}" if name in row["largest_relative_gap"] else ""
-        print(f"{name:<48} {rate['best']:>10,.0f} {rate['median']:>10,.0f} {row['times'][name]:>8.1f}x {gap:>15}")
-    if row["times_better_of_loop_and_vmap"] is not None:
-        print(f"times the better of loop and vmap: {row['times_better_of_loop_and_vmap']:.1f}, ", end="")
-        print(f"target {TIMES_DESCENT:g}" if size.depth == 1 else "no target at this depth")
-
-
-def show_closed_forms(row: dict[str, Any], num_sets: int) -> None:
-    """Print the times of the closed forms."""
-    print(f"\nclosed forms, {num_sets:,} parameter sets in one call, target {CLOSED_FORM_SECONDS:g} s")
-    for name, timing in row.items():
-        note = "" if timing["finite"] else "  NOT FINITE"
-        print(f"{name:<48} {timing['best']:>9.4f} s, with compilation {timing['first']:.1f} s{note}")
-
-
-def table(record: dict[str, Any]) -> list[Row]:
-    """What the stored record comes down to."""
-    rows, config = [], record["config"]
-    for each in record["sizes"]:
-        size, solvers, descent = each["size"], each["solvers"], each["descent"]
-        ours = solvers["runs"]["nctheory"]["seconds"]
-        for key, beside, required in (
-            ("times_lbfgs", "PyTorch L-BFGS", TIMES_LBFGS),
-            ("times_lbfgs_averaged", "PyTorch L-BFGS, classes averaged", None),
-        ):
-            peer = None if solvers[key] is None else ours * solvers[key]
-            note = "not installed" if peer is None else f"scaled from {config['lbfgs_seeds']} seeds"
-            what = f"certified minimisers, {size['name']}, {config['num_seeds']} starts"
-            rows.append(Row(what, "s", ours, beside, peer, is_rate=False, required=required, note=note))
-        rate, times = descent["seed_steps_per_s"]["nctheory sweep"]["best"], descent["times_better_of_loop_and_vmap"]
-        peer = None if times is None else rate / times
-        required = TIMES_DESCENT if size["depth"] == 1 else None
-        what = f"descent, {size['name']}"
-        rows.append(Row(what, "seed-steps/s", rate, "better of PyTorch's loop and vmap", peer, required=required))
-    slowest = max(timing["best"] for timing in record["closed_forms"].values())
-    what = f"closed forms, {config['num_closed_forms']:,} parameter sets, the slowest"
-    return [*rows, within(what, "s", slowest, CLOSED_FORM_SECONDS)]
-
-
 def quick_version(config: Config) -> tuple[Config, tuple[Size, ...]]:
     """One size with few starts and steps."""
     config = replace(config, num_seeds=8, lbfgs_seeds=1, histories=(10,), unaveraged=False, peer_seeds=4, repeats=1)
@@ -373,7 +303,7 @@ def main(config: Config) -> None:
     config, sizes = quick_version(config) if config.quick else (config, SIZES)
     before = _timing.provenance()
     print(before["machine"])
-    print(f"threads: {config.threads}; best of {config.repeats}; PyTorch L-BFGS scaled from {config.lbfgs_seeds} seeds")
+    print(f"threads: {config.threads}; best of {config.repeats}; peers' L-BFGS scaled from {config.lbfgs_seeds} starts")
     closed = time_closed_forms(config)
     show_closed_forms(closed, config.num_closed_forms)
     rows = []
@@ -386,7 +316,8 @@ def main(config: Config) -> None:
         show_solvers(size, rows[-1]["solvers"], config.num_seeds)
     if config.out is not None:
         settings = asdict(replace(config, out=None))
-        _timing.store(config.out, before, {"config": settings, "sizes": rows, "closed_forms": closed})
+        record = {"config": settings, "device": _timing.device(), "sizes": rows, "closed_forms": closed}
+        _timing.store(config.out, before, record)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python paper_figs/benchmarks.py --record benchmarks/results/all.json
 
-Writes benchmarks.pdf, benchmarks.png and, with the table, benchmarks.csv: columns quantity, unit, ours, beside, peer,
-ratio (how many times better ours is, dimensionless), required, met, roof, of_roof, note; empty where not measured.
+Writes benchmarks.pdf, benchmarks.png and, with the table, benchmarks.csv: columns quantity, unit, ours, ours_on (kind
+of device), beside, peer, peer_on, ratio (how many times better ours is, dimensionless), required, met, roof, of_roof,
+note; empty where not measured.
 """
 
 import dataclasses
@@ -16,7 +17,21 @@ from _tables import text_of, write
 from nctheory._cli import run_main
 from nctheory._errors import ArgumentError
 
-COLUMNS = ("quantity", "unit", "ours", "beside", "peer", "ratio", "required", "met", "roof", "of_roof", "note")
+COLUMNS = (
+    "quantity",
+    "unit",
+    "ours",
+    "ours_on",
+    "beside",
+    "peer",
+    "peer_on",
+    "ratio",
+    "required",
+    "met",
+    "roof",
+    "of_roof",
+)
+COLUMNS += ("note",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _timing, _ufm_peers, ufm_speed
+from benchmarks import _peers, _scipy_peer, _timing, _ufm_peers, _ufm_report, ufm_speed
 from nctheory.theory.mse_ufm import mse_ufm_minimizer
 
 pytest.importorskip("torch", reason="the peer")
@@ -80,6 +80,47 @@ def test_peer_lbfgs_reaches_the_closed_form_and_reports_where_it_does_not(size):
     assert (np.abs(runs.loss / minimum - 1) < 1e-8).all()
 
 
+@pytest.mark.parametrize("size", [MSE, ENTROPY, replace(MSE, depth=3)], ids=["mse", "cross_entropy", "depth 3"])
+def test_the_gradient_by_hand_is_that_of_the_objective(size):
+    import torch
+
+    for start in (start_in_float64(size, 1), start_in_float64(size, 1).averaged()):
+        one = start.seed(0)
+        tensors = [torch.from_numpy(array.copy()).requires_grad_() for array in one.arrays]
+        expected = _ufm_peers.objective(one)(*tensors)
+        expected.backward()
+        value, gradient = _scipy_peer.value_and_gradient(one)(np.concatenate([array.ravel() for array in one.arrays]))
+        assert value == pytest.approx(expected.item(), rel=1e-13)
+        gradients = [tensor.grad.numpy().ravel() for tensor in tensors if tensor.grad is not None]
+        np.testing.assert_allclose(gradient, np.concatenate(gradients), rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [MSE, ENTROPY], ids=["mse", "cross_entropy"])
+def test_scipy_reaches_the_closed_form_and_reports_where_it_does_not(size):
+    with jax.enable_x64(True):
+        minimum = size.minimum
+    for start in (start_in_float64(size, 2), start_in_float64(size, 2).averaged()):
+        runs = _scipy_peer.lbfgs(start, minimum * (1 + ufm_speed.GAP), history=10)
+        assert runs.reached.all()
+        assert (np.abs(runs.loss / minimum - 1) <= ufm_speed.GAP).all()
+    runs = _scipy_peer.lbfgs(start_in_float64(size, 2), minimum * (1 - ufm_speed.GAP), history=10, max_evaluations=200)
+    assert not runs.reached.any()
+    assert (np.abs(runs.loss / minimum - 1) < 1e-8).all()
+
+
+def test_peers_on_another_device_make_the_same_steps(monkeypatch):
+    # As another name of the CPU: where there is a GPU its name takes this place.
+    monkeypatch.setattr(_peers, "torch_devices", lambda: ("cpu:0",))
+    gaps = ufm_speed.largest_gaps(MSE, num_seeds=2, num_steps=20)
+    assert {_peers.device_of(name)[1] for name in gaps} == {"cpu:0"}
+    assert max(gaps.values()) < FLOAT64
+    peers = ufm_speed.solver_peers(MSE, 1.0, CONFIG)
+    assert [name for name in peers if name.startswith("PyTorch")] == [
+        "PyTorch L-BFGS, history 10, on cpu:0",
+        "PyTorch L-BFGS, classes averaged, history 10, on cpu:0",
+    ]
+
+
 def test_quality_counts_seeds_beyond_the_gap_below_the_minimum_and_without_a_number():
     found = ufm_speed.quality(np.array([1.0, 1 + 2e-6, 1 - 1e-9, np.nan, np.inf]), 1.0)
     assert found["beyond_gap"] == 3
@@ -93,7 +134,9 @@ def test_solvers_are_compared_at_the_same_minimum(tmp_path, capsys):
     runs = row["runs"]
     assert list(runs) == [
         "nctheory",
+        "SciPy L-BFGS, history 10",
         "PyTorch L-BFGS, history 10",
+        "SciPy L-BFGS, classes averaged, history 10",
         "PyTorch L-BFGS, classes averaged, history 10",
     ]
     for run in runs.values():
@@ -111,7 +154,8 @@ def test_the_setting_that_stalls_least_is_the_peer():
     runs = {"nctheory": {"seconds": 1.0}}
     for name, seconds, stalled in (("h 10", 5.0, 1), ("h 20", 9.0, 0), ("classes averaged", 3.0, 0)):
         runs[f"PyTorch L-BFGS, {name}"] = {"seconds": seconds, "stalled": stalled}
-    assert ufm_speed._solver_ratios(runs) == {"times_lbfgs": 9.0, "times_lbfgs_averaged": 3.0}
+    ratios = _ufm_report.solver_ratios(runs)
+    assert (ratios["times_lbfgs"], ratios["times_lbfgs_averaged"], ratios["times_scipy"]) == (9.0, 3.0, None)
 
 
 def test_rates_of_descent_and_their_ratios_are_consistent(capsys):

@@ -39,6 +39,13 @@ def groups(curves: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[
     return list(found.items())
 
 
+def _label(row: Mapping[str, Any]) -> str:
+    """Two lines; the devices where ours and the peer ran on different ones."""
+    ours, peer = row.get("ours_on", ""), row.get("peer_on", "")
+    where = f" on {peer.upper()}, ours on {ours.upper()}" if ours and peer and ours != peer else ""
+    return f"{row['quantity']}\nbeside {row['beside']}{where}"
+
+
 def _draw_ratios(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     places = np.arange(len(rows))[::-1]
     axes.axvline(1, color="#555555", linewidth=0.8)
@@ -53,7 +60,7 @@ def _draw_ratios(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(x, y, linestyle="none", marker="|", color="black", markersize=9, label="required at least")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_yticks(places, [f"{row['quantity']}\nbeside {row['beside']}" for row in rows], fontsize=5.5)
+    axes.set_yticks(places, [_label(row) for row in rows], fontsize=5.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel("times better than what it is beside (dimensionless)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=4, handletextpad=0.2, columnspacing=1.0)
