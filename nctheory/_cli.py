@@ -49,6 +49,8 @@ class RunOptions:
     """Number of processes."""
     process_id: int | None = None
     """Which process this is, in 0..num_processes-1."""
+    start_timeout: float = 60
+    """How long the processes wait for each other at the start, in seconds."""
     compilation_cache: Path | None = None
     """Folder that keeps compiled programs for later runs."""
     chunk_size: int | str = "auto"
@@ -71,7 +73,7 @@ class RunOptions:
         given = [name for name, value in processes.items() if value is not None]
         if given and not self.distributed:
             raise ArgumentError(f"Argument `distributed` must be on when `{given[0]}` is given, but is off.")
-        distributed.check_arguments(**processes)
+        distributed.check_arguments(**processes, start_timeout=self.start_timeout)
 
     def run_path(self, experiment: str, name: str = "default") -> Path:
         """The run folder: `out`, or a numbered one under results/EXPERIMENT that no earlier run occupies."""
@@ -98,7 +100,8 @@ def start(options: Any) -> None:
         # Every program, also those that compile in less than a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if options.distributed:
-        distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        place = (options.coordinator, options.num_processes, options.process_id)
+        distributed.initialize(*place, start_timeout=options.start_timeout)
         if not distributed.is_main():
             sys.stdout = open(os.devnull, "w")
 

@@ -5,6 +5,7 @@ Everything works in a single process too, without any start. JAX is imported onl
 
 import atexit
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -51,7 +52,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    timeout_s: float = 60,
+    start_timeout: float = 60,
 ) -> None:
     """Join the processes of one run. Call it in every process, before the first JAX computation.
 
@@ -69,28 +70,26 @@ def initialize(
         coordinator: HOST:PORT of process 0, with a port that is free there.
         num_processes: number of processes.
         process_id: which of them this is, in 0..num_processes-1.
-        timeout_s: how long to wait for the others, in seconds.
+        start_timeout: how long to wait for the others, in seconds.
 
     Raises:
-        ValueError: if only some of the three arguments are given, or one is impossible.
+        ValueError: if only some of the first three arguments are given, or one is impossible.
         DistributedError: if a process does not come in time, the processes contradict each other, no cluster is
             detected, or this process has started already.
     """
     global _run
     import jax
 
-    check_arguments(coordinator, num_processes, process_id)
-    if not timeout_s > 0:
-        raise ArgumentError(f"Argument `timeout_s` must be > 0, but is {timeout_s!r}.")
+    check_arguments(coordinator, num_processes, process_id, start_timeout)
     if _run is not None or jax.distributed.is_initialized():
         raise DistributedError("This process has joined a run already.")
     local_devices = None
     if coordinator is None:
-        coordinator, num_processes, process_id, local_devices = _detect(timeout_s)
+        coordinator, num_processes, process_id, local_devices = _detect(start_timeout)
     assert num_processes is not None
     assert process_id is not None
     host, _, port = coordinator.rpartition(":")
-    peers = meet(host.strip("[]"), int(port), num_processes, process_id, timeout_s)
+    peers = meet(host.strip("[]"), int(port), num_processes, process_id, start_timeout)
     # JAX's own handling: SIGTERM would be noted and ignored, and the death of a peer would abort this process, with a
     # dump of the stack, where `peers` lets it end in order.
     jax.config.update("jax_enable_preemption_service", False)
@@ -101,7 +100,7 @@ def initialize(
             num_processes,
             process_id,
             local_device_ids=local_devices,
-            initialization_timeout=max(int(timeout_s), 10),
+            initialization_timeout=max(int(start_timeout), 10),
             heartbeat_timeout_seconds=60,
             shutdown_timeout_seconds=10,
         )
@@ -111,12 +110,17 @@ def initialize(
     atexit.register(_leave)
 
 
-def check_arguments(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def check_arguments(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, start_timeout: float = 60
+) -> None:
     """Check what `initialize` is given, without starting anything.
 
     Raises:
-        ValueError: if only some of the three are given, or one is impossible.
+        ValueError: if only some of the first three are given, or one is impossible.
     """
+    is_number = isinstance(start_timeout, int | float) and not isinstance(start_timeout, bool)
+    if not is_number or not 0 < start_timeout < math.inf:
+        raise ArgumentError(f"Argument `start_timeout` must be > 0 and finite, but is {start_timeout!r}.")
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     absent = [name for name, value in given.items() if value is None]
     if len(absent) == 3:

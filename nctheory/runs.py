@@ -26,7 +26,7 @@ __all__ += ["atomic_write", "from_jsonable", "read_json", "to_jsonable", "write_
 _PROGRAM = "nctheory"
 _FORMAT = 1
 _LOCK = ".lock"
-_OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
+_OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "start_timeout")
 _IGNORED = ("out", "resume", "plot_only", "compilation_cache", "chunk_size", *_OF_PROCESSES)
 
 

@@ -227,11 +227,15 @@ def test_impossible_arguments_are_refused(arguments, message):
         distributed.initialize(*arguments)
 
 
-def test_arguments_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="`timeout_s` must be > 0, but is 0"):
-        distributed.initialize("host:1234", 2, 0, timeout_s=0)
+@pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), float("nan"), True])
+def test_an_impossible_time_to_wait_is_refused(seconds):
+    with pytest.raises(ValueError, match=f"`start_timeout` must be > 0 and finite, but is {seconds!r}"):
+        distributed.initialize("host:1234", 2, 0, start_timeout=seconds)
+
+
+def test_no_cluster_is_an_error():
     with pytest.raises(DistributedError, match="No cluster was detected"):
-        distributed.initialize(timeout_s=1)
+        distributed.initialize(start_timeout=1)
 
 
 def test_a_lone_process_needs_no_start():
@@ -255,11 +259,21 @@ def test_a_lone_process_needs_no_start():
             ["--distributed", "--coordinator", "host:1", "--num-processes", "2", "--process-id", "2"],
             "`process_id` must lie in 0..1, but is 2",
         ),
+        (["--start-timeout", "0"], "`start_timeout` must be > 0 and finite, but is 0.0"),
+        (["--start-timeout", "inf"], "`start_timeout` must be > 0 and finite, but is inf"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(capsys, arguments, message):
     assert run_main(Options, lambda _: 0, arguments) == 2
     assert f"error: Argument {message}" in capsys.readouterr().err
+
+
+def test_a_flag_says_how_long_the_start_may_take(capsys, port):
+    began = time.monotonic()
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", "1"]
+    assert run_main(Options, lambda _: 0, ["--distributed", *flags, "--start-timeout", "0.4"]) == EXIT_LOST
+    assert "error: Process 1 waited 0.4 s for process 0 (the coordinator) at 127.0.0.1:" in capsys.readouterr().err
+    assert time.monotonic() - began < 10
 
 
 def test_a_lost_process_has_an_exit_code_of_its_own(capsys):

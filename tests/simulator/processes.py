@@ -84,7 +84,7 @@ def together(count: int, what: str, folder: Path, *arguments, **options) -> list
 
 
 def join(port: str, count: str, index: str) -> None:
-    distributed.initialize(f"127.0.0.1:{port}", int(count), int(index), timeout_s=45)
+    distributed.initialize(f"127.0.0.1:{port}", int(count), int(index), start_timeout=45)
 
 
 def save(path: Path, result: simulator.SweepResult) -> None:
