@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from benchmarks._ufm_peers import LbfgsRuns, Start
 
@@ -60,9 +61,11 @@ def lbfgs(start: Start, bound: float, *, history: int, max_evaluations: int = 30
     """`scipy.optimize.minimize(method="L-BFGS-B")` without bounds, seed after seed, stopped as `_ufm_peers.lbfgs`.
 
     At the first evaluation with loss <= bound; a search that ends before starts over from the point reached, without
-    history; the seed counts as stalled when that gains nothing either, or after `max_evaluations`.
+    history; the seed counts as stalled when that gains nothing either, or after `max_evaluations`. With one thread:
+    NumPy and SciPy each have a pool of their own, and with two threads these got in each other's way.
     """
-    rows = [_seed(start.seed(i), bound, history, max_evaluations) for i in range(len(start.features))]
+    with threadpool_limits(limits=1, user_api="blas"):
+        rows = [_seed(start.seed(i), bound, history, max_evaluations) for i in range(len(start.features))]
     return LbfgsRuns(*(np.array(column) for column in zip(*rows, strict=True)))
 
 

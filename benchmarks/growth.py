@@ -41,7 +41,7 @@ class Config:
     """Forced host devices that share one sweep."""
     device_seeds: int = 256
     """Seeds of that sweep."""
-    repeats: int = 4
+    repeats: int = 3
     """Timed calls after the first."""
     quick: bool = False
     """Run a small version of everything, whose figures say little."""

@@ -151,7 +151,7 @@ def show(row: dict[str, Any]) -> None:
 
 # Limits in seconds and megabytes on 2 cores by number of classes.
 _SECONDS, _MEGABYTES, _READS = {10: 0.1, 1000: 2.0}, {1000: 500.0}, {10: 0.2}
-_PASSES = "ours reads them three times: check, means, residuals"
+_PASSES = "ours needs three passes"
 
 
 def table(record: dict[str, Any]) -> list[Row]:

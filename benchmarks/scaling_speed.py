@@ -138,7 +138,7 @@ def ways_of(config: Config) -> dict[str, Way]:
     ways = {
         WHOLE: Way(seeds),
         f"{processes} processes": Way(seeds, processes=processes),
-        f"{processes} processes, each bound to its cores": Way(seeds, processes=processes, is_bound=True),
+        f"{processes} processes, each on its own cores": Way(seeds, processes=processes, is_bound=True),
         f"{config.devices} devices": Way(seeds, devices=config.devices),
     }
     return ways | {_weak(count): Way(count * config.weak_seeds, devices=count) for count in config.weak_devices}
@@ -158,15 +158,25 @@ def table(record: dict[str, Any]) -> "list[Row]":
     rows, what = [], f"sweep, {config['size']} size"
     for name, rate in rates.items():
         if name != WHOLE and not name.startswith("weak"):
-            split = f"{what}, {config['num_seeds']} seeds on {name} of the same cores"
+            split = f"{what}, {config['num_seeds']} seeds, {name}"
             required = 0.75 if "processes" in name else 0.8
-            rows.append(Row(split, "seed-steps/s", rate, WHOLE, rates[WHOLE], required=required, **on))
+            rows.append(Row(split, "seed-steps/s", rate, f"{WHOLE}, same cores", rates[WHOLE], required=required, **on))
     counts = [count for count in config.get("weak_devices", ()) if count > 1]
     best = max((rates[name] for name in (WHOLE, _weak(1)) if name in rates), default=None)
     for count in counts:
-        split = f"{what}, {count} x {config['weak_seeds']} seeds on {count} devices of the same cores"
+        split = f"{what}, {config['weak_seeds']} seeds on each of {count} devices"
         required = 0.8 if count == max(counts) else None
-        rows.append(Row(split, "seed-steps/s", rates[_weak(count)], "one device's best", best, required=required, **on))
+        rows.append(
+            Row(
+                split,
+                "seed-steps/s",
+                rates[_weak(count)],
+                "one device's best, same cores",
+                best,
+                required=required,
+                **on,
+            )
+        )
     return rows
 
 

@@ -52,7 +52,7 @@ class Config:
 
     threads: int = 2
     """Cores this process keeps to, and threads of PyTorch, NumPy and XLA."""
-    repeats: int = 4
+    repeats: int = 3
     """Turns after the first, which warms up."""
     many_seeds: int = 1024
     """Seeds of the comparison of chunk sizes."""

@@ -99,7 +99,7 @@ class Config:
     """History lengths of these; of each the fastest one that stalls least counts."""
     peer_seeds: int = 32
     """Seeds of PyTorch's descent, batched or in a loop."""
-    repeats: int = 3
+    repeats: int = 2
     """Turns after the first, which warms up."""
     num_closed_forms: int = 10_000
     """Parameter sets in one call of a closed form."""
