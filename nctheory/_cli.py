@@ -260,5 +260,5 @@ def run_main(kind: type[ConfigT], run: Callable[[ConfigT], int], arguments: Sequ
         if not _is_bad_argument(error):
             raise
         _report(error)
-        distributed.abandon()
+        distributed.abandon(str(error))
         return EXIT_LOST if isinstance(error, distributed.DistributedError) else EXIT_BAD_INPUT

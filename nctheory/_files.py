@@ -1,7 +1,9 @@
 """Files that are never half-written: atomic writing, and JSON that can hold NaN and infinity."""
 
+import contextlib
 import dataclasses
 import enum
+import errno
 import itertools
 import json
 import math
@@ -56,6 +58,41 @@ def atomic_write(path: str | Path, writer: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
         except OSError:
             pass  # The folder itself is missing or read-only: nothing was written, and the first error matters.
+
+
+def sync_folder(path: str | Path) -> None:
+    """Wait until the names in a folder are on the disk: after a rename, before what it replaces is deleted.
+
+    Where the system cannot do that for folders, nothing happens.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folders.
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: str | Path) -> None:
+    """Wait until all files in a folder, also in those within, and their names are on the disk.
+
+    Raises:
+        OSError: if the disk fails, or fills up only now.
+    """
+    for above, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            # Opened for writing, which some systems want for this; what is read-only was never ours.
+            with contextlib.suppress(PermissionError), open(Path(above) / name, "rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(above)
 
 
 def to_jsonable(value: Any, where: str = "obj") -> Any:

@@ -239,16 +239,17 @@ class Peers:
         """Whether that process has ended, be it after its work."""
         return index in self._ended
 
-    def leave(self, *, failed: bool, patience_s: float = PATIENCE_S) -> None:
+    def leave(self, *, failed: bool, patience_s: float = PATIENCE_S, why: str = "") -> None:
         """Say that this process ends. Process 0 stays until the others have gone: JAX aborts them without it.
 
         Args:
             failed: whether its work is not done.
             patience_s: how long process 0 stays at most, in seconds.
+            why: what went wrong, for the messages of the others.
         """
         self._leaving = True
         for connection in list(self._open.values()):
-            connection.send({"end": True, "failed": failed})
+            connection.send({"end": True, "failed": failed, "why": why})
         if self.index == 0:
             self._all_closed.wait(min(patience_s, GRACE_S + 5) if failed or self._lost else patience_s)
 
@@ -275,7 +276,8 @@ class Peers:
         elif "end" in message:
             self._ended.add(index)
             if message.get("failed"):
-                self._lose(f"{self.names[index]} failed.")
+                why = str(message.get("why") or "").rstrip(".")
+                self._lose(f"{self.names[index]} failed{': ' * bool(why)}{why}.")
         elif "lost" in message:
             self._lose(str(message["lost"]))
 

@@ -5,12 +5,13 @@ Everything works in a single process too, without any start. JAX is imported onl
 
 import atexit
 import contextlib
+import json
 import math
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,13 +161,22 @@ def _leave() -> None:
     """At the end of the process, before JAX's service ends."""
     if _run is not None and _run.peers is not None:
         # Set when an exception ended the program.
-        _run.peers.leave(failed=getattr(sys, "last_value", None) is not None)
+        error = getattr(sys, "last_value", None)
+        _run.peers.leave(failed=error is not None, why="" if error is None else _in_short(error))
 
 
-def abandon() -> None:
-    """Tell the other processes that this one cannot go on, and give them a moment to end; nothing in a lone process."""
+def abandon(why: str = "") -> None:
+    """Tell the other processes that, and why, this one cannot go on, and give them a moment to end.
+
+    Nothing in a lone process.
+    """
     if _run is not None and _run.peers is not None:
-        _run.peers.leave(failed=True, patience_s=5)
+        _run.peers.leave(failed=True, patience_s=5, why=why)
+
+
+def _in_short(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def _current() -> _Run | None:
@@ -222,6 +232,8 @@ def collective() -> Iterator[None]:
     """
     try:
         yield
+    except DistributedError:
+        raise
     except Exception as error:
         # The operation may fail a moment before the end of the process is known.
         until = time.monotonic() + 2
@@ -268,6 +280,41 @@ def share(name: str, text: str | None = None, *, timeout_s: float | None = None)
         _client().key_value_set(key, text or "")
         return text or ""
     return _wait_for(run, key, name, 0, timeout_s)
+
+
+def agree(name: str, act: Callable[[], str], *passing: type[Exception], timeout_s: float | None = None) -> str:
+    """What process 0 does and says, on every process; where it fails all fail, and none waits for it.
+
+    Args:
+        name: as for `share`.
+        act: called in process 0 alone.
+        passing: errors of `act` that every process raises as what they are, each made from its message.
+        timeout_s: as for `share`.
+
+    Returns:
+        What `act` returned.
+
+    Raises:
+        DistributedError: in the other processes, naming what else `act` raised in process 0; as in `share`.
+        Exception: what `act` raises, in process 0.
+    """
+    if process_count() == 1:
+        return act()
+    if is_main():
+        try:
+            text = act()
+        except Exception as error:
+            kind = next((i for i, each in enumerate(passing) if isinstance(error, each)), None)
+            share(name, json.dumps({"kind": kind, "error": _in_short(error) if kind is None else str(error)}))
+            raise
+        share(name, json.dumps({"text": text}))
+        return text
+    told = json.loads(share(name, timeout_s=timeout_s))
+    if "text" in told:
+        return told["text"]
+    if told["kind"] is not None:
+        raise passing[told["kind"]](told["error"])
+    raise DistributedError(f"Process 0 failed: {told['error']}")
 
 
 def exchange(name: str, text: str) -> tuple[str, ...]:

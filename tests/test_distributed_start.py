@@ -101,14 +101,14 @@ def test_processes_meet_and_leave_in_order(port, given_up):
     assert not any(each._open for each in peers[:1])
 
 
-@pytest.mark.parametrize("how", ["dies", "fails"])
+@pytest.mark.parametrize("how", ["dies", "fails", "says why"])
 def test_the_end_of_one_process_is_known_to_all(port, monkeypatch, given_up, how):
     monkeypatch.setattr(_rendezvous, "GRACE_S", 0.2)
     peers = meetings(port, [(3, 0), (3, 1), (3, 2)])
-    if how == "fails":
-        peers[1].leave(failed=True)
+    if how != "dies":
+        peers[1].leave(failed=True, why="OSError: no disk." if how == "says why" else "")
     close([peers[1]])
-    what = "ended before its work was done" if how == "dies" else "failed"
+    what = {"dies": "ended before its work was done", "fails": "failed", "says why": "failed: OSError: no disk"}[how]
     for each in (peers[0], peers[2]):
         until(lambda each=each: each._lost is not None)
     with pytest.raises(DistributedError, match=rf"^Process 1 of 3 \(process \d+ on .*\) {what}\.$"):

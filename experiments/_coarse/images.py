@@ -76,6 +76,7 @@ def check(job: Job, data: "CoarseImages") -> Any:
     A bad number must not leave a folder behind.
     """
     from nctheory.vision import networks
+    from nctheory.vision.train import check_batch_size
 
     config = job.training()
     count = data.coarse[0].num_samples
@@ -83,6 +84,7 @@ def check(job: Job, data: "CoarseImages") -> Any:
         raise ArgumentError(
             f"Argument `images.batch_size` must be at most the {count} train images, but is {config.batch_size}."
         )
+    check_batch_size(config.batch_size, name="images.batch_size")
     return networks.network(job.network)
 
 

@@ -1,7 +1,8 @@
 """What the processes of a sweep tell each other: how to split it, who has which folder, and the finished chunks."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,41 +44,60 @@ def agree_on_split(name: str, decide: Callable[[], Split], *, patiently: bool = 
 
     Raises:
         RunFolderError: what `decide` raises, on every process.
-        DistributedError: if process 0 does not come to this sweep.
+        DistributedError: if process 0 does not come to this sweep; on the other processes also if `decide` raises
+            another error, which it names.
     """
     if distributed.process_count() == 1:
         return decide()
-    if distributed.is_main():
-        try:
-            split = decide()
-        except RunFolderError as error:
-            distributed.share(name, json.dumps({"error": str(error)}))
-            raise
-        distributed.share(name, json.dumps(asdict(split)))
-        return split
-    told = json.loads(distributed.share(name, timeout_s=None if patiently else _PREPARE_TIMEOUT_S))
-    if "error" in told:
-        raise RunFolderError(told["error"])
-    return Split(**{**told, "missing": tuple(told["missing"])})
+    decided: Split | None = None
+
+    def act() -> str:
+        nonlocal decided
+        decided = decide()
+        return json.dumps(asdict(decided))
+
+    timeout_s = None if patiently else _PREPARE_TIMEOUT_S
+    told = json.loads(distributed.agree(name, act, RunFolderError, timeout_s=timeout_s))
+    return Split(**{**told, "missing": tuple(told["missing"])}) if decided is None else decided
 
 
-def agree_on_missing(name: str, missing: Sequence[int]) -> list[int]:
-    """The unfinished chunks that process 0 sees, on every process."""
-    return json.loads(distributed.share(name, json.dumps(list(missing))))
+@contextlib.contextmanager
+def locked(name: str, store: PartStore | None, missing: Callable[[], Sequence[int]]) -> Iterator[list[int]]:
+    """Keep other runs from writing into the folder of process 0.
+
+    Args:
+        name: what is locked.
+        store: the checkpoint, if there is one.
+        missing: the unfinished chunks; called under the lock, on process 0 alone.
+
+    Yields:
+        The unfinished chunks that process 0 sees, on every process.
+
+    Raises:
+        RunFolderError: on every process, if another run writes there.
+        DistributedError: on the other processes, naming what else went wrong in process 0.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def act() -> str:
+            if store is not None:
+                stack.enter_context(store.lock())
+            return json.dumps(list(missing()))
+
+        yield json.loads(distributed.agree(name, act, RunFolderError))
 
 
 def is_shared(name: str, store: PartStore | None) -> bool:
     """Whether all processes see the same checkpoint folder, which a file of a random name shows."""
     if distributed.process_count() == 1:
         return store is not None
-    token = store.leave_token() if store is not None and distributed.is_main() else ""
-    told = distributed.share(name, token)
+    told = distributed.agree(name, lambda: "" if store is None else store.leave_token(), RunFolderError)
     try:
         sees = store is not None and told != "" and store.sees(told)
         return set(distributed.exchange(f"{name}, seen", str(sees))) == {"True"}
     finally:
-        if token and store is not None:
-            store.take_back(token)
+        if told and store is not None and distributed.is_main():
+            store.take_back(told)
 
 
 def exchange_parts(part: Any, structure: Any) -> list[Any]:

@@ -198,8 +198,7 @@ class PreparedSweep:
         """
         self._settle()
         store = self._store
-        with store.lock() if store is not None and distributed.is_main() else nullcontext():
-            missing = _together.agree_on_missing(f"{self._name}, chunks", self._missing())
+        with _together.locked(f"{self._name}, chunks", store, self._missing) as missing:
             is_shared = _together.is_shared(f"{self._name}, folder", store)
             parts = dict(self._stored(missing, is_shared))
             resumed = sum(self._num_rows(i) for i in parts)

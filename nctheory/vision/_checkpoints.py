@@ -2,7 +2,8 @@
 
 One folder an epoch, `epoch_000012/`, holding `arrays/` (Orbax: parameters, batch statistics, momentum), `returned.npz`
 (what the run's callback gave) and `record.json` (what the run is, its position, its history, the SHA-256 of every other
-file). It is written under a temporary name and moved, so a killed run leaves whole checkpoints only. A run that was
+file). It is written under a temporary name and moved, so a killed run leaves whole checkpoints only; it is on the disk
+before another one is deleted, so that a power cut does too. A run that was
 asked to stop within epoch 13 leaves `begun_000013/`, whose `returned.npz` holds the epoch's losses so far, until the
 next checkpoint replaces it.
 """
@@ -19,7 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from nctheory._files import TEMPORARY_PREFIX, RunFolderError, from_jsonable, read_json, to_jsonable, write_json
+from nctheory._files import (
+    TEMPORARY_PREFIX,
+    RunFolderError,
+    from_jsonable,
+    read_json,
+    sync_folder,
+    sync_tree,
+    to_jsonable,
+    write_json,
+)
 from nctheory.runs import _take_lock
 from nctheory.vision._checkpoint_values import differences, named_leaves
 
@@ -181,9 +191,7 @@ class CheckpointStore:
             np.savez(temporary / _RETURNED, allow_pickle=False, **values)
             record["files"] = _file_digests(temporary)
             write_json(temporary / _RECORD, record)
-            if final.exists():
-                self._discard(final)
-            os.replace(temporary, final)
+            self._put(temporary, final)
             self._prune(final)
         except Exception as error:
             # Orbax reports a full disk or a missing permission under several types.
@@ -199,17 +207,29 @@ class CheckpointStore:
         epochs = epochs if not self._is_begun(newest) else []
         for each in (*begun, *epochs):
             if each != newest:
-                self._discard(each)
+                shutil.rmtree(self._set_aside(each), ignore_errors=True)
 
-    def _discard(self, path: Path) -> None:
-        """Delete a checkpoint, renamed first: a kill half-way must not leave half of it under a whole one's name."""
+    def _put(self, temporary: Path, final: Path) -> None:
+        """Give a checkpoint its name, once it is on the disk; one that has the name already is deleted afterwards."""
+        sync_tree(temporary)
+        doomed = self._set_aside(final) if final.exists() else None
+        os.replace(temporary, final)
+        sync_folder(self.folder)
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Rename a checkpoint: a kill half-way through its deletion must not leave half of it under a whole one's."""
         doomed = self.folder / f"{TEMPORARY_PREFIX}old-{path.name}"
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        return doomed
 
     def restore(self, like: Any) -> Restored | None:
-        """Read the newest checkpoint.
+        """Read the newest checkpoint, and of the kept ones what the callback gave.
+
+        All files of the newest are compared with what was written; of the kept ones only those that are read, because
+        their arrays may be many times as large. `read_arrays` looks at the others when they are used.
 
         Args:
             like: pytree of arrays with the shapes and placement to restore.
@@ -218,7 +238,7 @@ class CheckpointStore:
             The checkpoint, or None if there is none.
 
         Raises:
-            RunFolderError: naming the checkpoint, if any part of it is damaged.
+            RunFolderError: naming the checkpoint, if a part of it that is read is damaged.
         """
         path = self._newest()
         if path is None:
@@ -230,7 +250,7 @@ class CheckpointStore:
             if epoch in self._kept:
                 each = _read_record(self.path(epoch))
                 self._check_identity(each)
-                _check_files(self.path(epoch), each)
+                _check_files(self.path(epoch), each, _RETURNED)
                 returned[epoch] = _read_returned(self.path(epoch), "at/")
         history = {name: _column(path, each) for name, each in record["history"].items()}
         return Restored(record["epoch"], arrays, history, returned, Begun.of(_read_returned(path, "begun/")))
@@ -260,22 +280,24 @@ def read_arrays(path: Path, record: Mapping[str, Any], like: Any) -> dict[str, A
         raise _damaged(path, _short(error)) from error
 
 
-def _file_digests(path: Path) -> dict[str, str]:
+def _file_digests(path: Path, pattern: str = "*") -> dict[str, str]:
     found = {}
-    for each in sorted(path.rglob("*")):
+    for each in sorted(path.rglob(pattern)):
         if each.is_file() and each.name != _RECORD:
             with open(each, "rb") as file:
                 found[each.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
-def _check_files(path: Path, record: Mapping[str, Any]) -> None:
-    """Compare a checkpoint's files with what was written, before a reader stumbles over them."""
+def _check_files(path: Path, record: Mapping[str, Any], only: str | None = None) -> None:
+    """Compare a checkpoint's files, or one of them, with what was written, before a reader stumbles over them."""
     try:
-        found = _file_digests(path)
+        found = _file_digests(path, only or "*")
     except OSError as error:
         raise RunFolderError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from error
     for name, expected in record["files"].items():
+        if name != (only or name):
+            continue
         if found.get(name) != expected:
             raise _damaged(path, f"{name} is {'missing' if name not in found else 'not what was written'}")
 

@@ -120,9 +120,7 @@ class Loop:
                 self._fail(epoch, step, f"The training loss became {np.ravel(loss)[0]}")
             bar.update(done)
 
-        state, losses, right = _together.guarded(
-            lambda: job.epoch(state, epoch, tick, begun=begun, stop=self._sign.after_step), NonFiniteLossError
-        )
+        state, losses, right = job.epoch(state, epoch, tick, begun=begun, stop=self._sign.after_step)
         seconds = time.perf_counter() - start - (job.compile_seconds - compiled)
         seconds += 0.0 if begun is None else begun.seconds
         # A step's loss is that before it: a state lost in the last step must not become the newest checkpoint.
@@ -130,7 +128,7 @@ class Loop:
             self._fail(epoch, losses.shape[-1] - 1, "The state after the step became infinite or NaN")
         begun = Begun(losses, right, seconds)
         self._stop_within(epoch, state, begun)
-        test = _together.guarded(lambda: job.evaluate(state))
+        test = job.evaluate(state)
         self._record(epoch, losses, right, seconds, test)
         bar.set_postfix_str(f"loss {np.mean(self._columns['train_loss'][-1]):.3g}, test {np.mean(test.accuracy):.3f}")
         if epoch in self._kept or epoch % self._save_every == 0 or epoch == job._config.num_epochs:

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from nctheory import _preemption
-from nctheory._files import to_jsonable
+from nctheory._errors import ArgumentError
+from nctheory._files import RunFolderError, to_jsonable
 from nctheory.vision import _steps, _together
 from nctheory.vision._checkpoint_values import digest
 from nctheory.vision._checkpoints import Begun, CheckpointStore
@@ -96,12 +97,19 @@ class Job:
         on_checkpoint: Callable[[int, Any], Any] | None,
         save_every: int,
     ) -> Done:
-        """Train from the start or from the newest checkpoint to the last epoch."""
+        """Train from the start or from the newest checkpoint to the last epoch.
+
+        Raises:
+            DistributedError: naming a process that died, wherever this one was when it noticed.
+        """
         store = self._open(folder, resume, save_every, calls_back=on_checkpoint is not None)
         # Where nothing is stored nothing can be saved: then the signal acts as it ever did.
         with _preemption.deferred(enabled=store is not None) as preemption:
             try:
-                return Loop(self, store, on_checkpoint, save_every, preemption).run(progress)
+                loop = Loop(self, store, on_checkpoint, save_every, preemption)
+                # Devices of all take part nearly everywhere: in steps, questions, evaluations and callbacks.
+                own = (NonFiniteLossError, RunFolderError, ArgumentError)
+                return _together.guarded(lambda: loop.run(progress), *own)
             finally:
                 if store is not None:
                     store.close()

@@ -21,6 +21,8 @@ from nctheory._files import RunFolderError, read_json, write_json
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn_cropped")
 _FORMAT = 1
 _RECORD = "record.json"
+# What reading a damaged copy raises; an empty file, as a power cut leaves it, the second.
+_DAMAGES = (OSError, EOFError, ValueError, KeyError, TypeError, RunFolderError)
 
 
 class Split(NamedTuple):
@@ -63,7 +65,7 @@ def read(name: str, split: str, data_dir: str | Path | None, *, progress: bool =
     if folder.is_dir():
         try:
             return _from_cache(folder)
-        except (OSError, ValueError, KeyError, TypeError, RunFolderError) as error:
+        except _DAMAGES as error:
             warnings.warn(f"The decoded copy {folder} is damaged ({error}); it is made again.", stacklevel=4)
     found = _decode(source, name, split, progress)
     _to_cache(folder, found)
@@ -152,8 +154,27 @@ def _from_cache(folder: Path) -> Split:
     return Split(arrays["images"], arrays["labels"], tuple(record["class_names"]))
 
 
+def _put(temporary: Path, folder: Path) -> None:
+    """Give a new copy its name, unless another process was faster: that one may be in use."""
+    if folder.exists():
+        try:
+            _from_cache(folder)
+            return
+        except _DAMAGES:
+            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        # Another process came in between, with the same content.
+        if not folder.exists():
+            raise
+
+
 def _to_cache(folder: Path, found: Split) -> None:
-    """Write to a temporary name, then rename; a cache that cannot be written costs time, not the run."""
+    """Write to a temporary name, then rename; a cache that cannot be written costs time, not the run.
+
+    Processes that find no copy at the same moment all decode, which costs time too, and the first one's copy stays.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -163,10 +184,7 @@ def _to_cache(folder: Path, found: Split) -> None:
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             sums = {name: _checksum(array) for name, array in arrays.items()}
             write_json(temporary / _RECORD, {"sha256": sums, "class_names": list(found.class_names)})
-            shutil.rmtree(folder, ignore_errors=True)
-            # Another process may have been faster with the same content.
-            if not folder.exists():
-                temporary.rename(folder)
+            _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, RunFolderError) as error:

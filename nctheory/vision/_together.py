@@ -52,22 +52,6 @@ def is_shared(mesh: Mesh | None) -> bool:
     return len(owners) > 1
 
 
-def _agree(name: str, act: Callable[[], str]) -> str:
-    """What process 0 does and says, on every process; a refusal of it too."""
-    if not distributed.is_main():
-        told = json.loads(distributed.share(name))
-        if "error" in told:
-            raise RunFolderError(told["error"])
-        return told["text"]
-    try:
-        text = act()
-    except RunFolderError as error:
-        distributed.share(name, json.dumps({"error": str(error)}))
-        raise
-    distributed.share(name, json.dumps({"text": text}))
-    return text
-
-
 def _broadcast(content: bytes | None) -> bytes:
     """The bytes of process 0, on every process; an operation of all devices."""
     size = int(distributed.share("training, size", str(len(content or b""))))
@@ -139,6 +123,7 @@ class SharedStore:
 
     Raises:
         RunFolderError: what `open_store` raises, in every process.
+        DistributedError: in the other processes, naming what else process 0 raises here or in a method.
     """
 
     def __init__(self, open_store: Callable[[], CheckpointStore]):
@@ -148,7 +133,7 @@ class SharedStore:
             self._store = open_store()
             return str(self._store.folder)
 
-        self.folder = _agree("training, folder", act)
+        self.folder = distributed.agree("training, folder", act, RunFolderError)
 
     def save(self, *arguments: Any, **options: Any) -> None:
         """As `CheckpointStore.save`; returns once the checkpoint is there."""
@@ -158,7 +143,7 @@ class SharedStore:
             self._store.save(*arguments, **options)
             return ""
 
-        _agree("training, saved", act)
+        distributed.agree("training, saved", act, RunFolderError)
 
     def restore(self, like: Any) -> Restored | None:
         """As `CheckpointStore.restore`; the arrays are those of NumPy."""
@@ -171,7 +156,7 @@ class SharedStore:
             content = None if found is None else _packed(found)
             return "none" if found is None else "found"
 
-        if _agree("training, restored", act) == "none":
+        if distributed.agree("training, restored", act, RunFolderError) == "none":
             return None
         return _unpacked(_broadcast(content), like)
 

@@ -164,7 +164,7 @@ def train_network(
         DistributedError: if another process ends, or trains something else.
         Preempted: a `SystemExit` with code 143, after SIGTERM; under a command line its own way to end.
     """
-    mesh = _data_mesh(_together.mesh_of_all(DATA_AXIS) if mesh is None else mesh, config)
+    mesh = _data_mesh(mesh, config)
     program = _checked_program(spec, config, train, test, (seed,), mesh=mesh)
     job = _run.Job(program, config, train, test, (seed,), form=_form(form, program))
     done = job.run(folder, resume=resume, progress=progress, on_checkpoint=on_checkpoint, save_every=_every(save_every))
@@ -281,16 +281,34 @@ def _form(form: str, program: Program) -> str:
     return "host" if platform == "cpu" else "scan"
 
 
-def _data_mesh(mesh: Mesh | None, config: ImageTrainConfig) -> Mesh | None:
+def check_batch_size(batch_size: int, mesh: Mesh | None = None, *, name: str = "batch_size") -> None:
+    """Refuse a batch that the devices do not divide, as `train_network` does; for a look before anything is written.
+
+    Args:
+        batch_size: images a batch.
+        mesh: as for `train_network`; None is the default device, or with several processes all devices of all.
+        name: what the message calls the batch size.
+
+    Raises:
+        ValueError: if `batch_size` is no multiple of the number of devices, or the mesh has no axis "data".
+    """
+    mesh = _together.mesh_of_all(DATA_AXIS) if mesh is None else mesh
     if mesh is None:
-        return None
+        return
     if DATA_AXIS not in mesh.axis_names:
         raise ArgumentError(f"Argument `mesh` must have an axis {DATA_AXIS!r}, but has the axes {mesh.axis_names}.")
     count = mesh.shape[DATA_AXIS]
-    if config.batch_size % count:
+    if batch_size % count:
         raise ArgumentError(
-            f"Argument `batch_size` must be a multiple of the {count} devices of the mesh, but is {config.batch_size}."
+            f"Argument `{name}` must be a multiple of the {count} devices of the mesh, but is {batch_size}."
         )
+
+
+def _data_mesh(mesh: Mesh | None, config: ImageTrainConfig) -> Mesh | None:
+    check_batch_size(config.batch_size, mesh)
+    mesh = _together.mesh_of_all(DATA_AXIS) if mesh is None else mesh
+    if mesh is None:
+        return None
     # Whatever the kind of its axes, the compiler is to place the rest.
     return Mesh(mesh.devices, mesh.axis_names)
 

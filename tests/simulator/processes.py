@@ -16,7 +16,7 @@ import numpy as np
 
 from nctheory import distributed, simulator
 from nctheory.simulator import _chunks, _program, _together
-from nctheory.simulator._parts import PartStore
+from nctheory.simulator._parts import PartStore, take_lock
 
 ROOT = Path(__file__).parents[2]
 RATES, SEEDS, CHUNK = [0.1, 0.4, 0.7], 7, 4  # 21 rows: five chunks of 4 and one row, padded
@@ -117,7 +117,34 @@ def run_everywhere(folder: Path, *place: str) -> None:
     results["auto"] = lone(chunk_size="auto")
     for name, result in results.items():
         save(folder / f"{name}-{index}.npz", result)
+    (folder / f"told-{index}.json").write_text(json.dumps(fail_in_process_0(folder)))
     print("done", len(devices), jax.local_device_count())  # noqa: T201
+
+
+def fail_in_process_0(folder: Path) -> dict[str, tuple[str, float]]:
+    """What every process is told, and after how long, of what only process 0 stumbles over; it lives on."""
+    told, usual = {}, PartStore.open
+
+    def attempt(name, work):
+        began = time.monotonic()
+        try:
+            work()
+        except Exception as error:
+            told[name] = (f"{type(error).__name__}: {error}", time.monotonic() - began)
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    PartStore.open = broken
+    attempt("open", lambda: lone(checkpoint=folder / "broken"))
+    PartStore.open = usual
+    ready = simulator.prepare(walk, RATES, SEEDS, chunk_size=CHUNK, checkpoint=folder / "held")
+    held = take_lock(folder / "held") if distributed.is_main() else None
+    attempt("lock", lambda: ready.run(progress=False))
+    if held is not None:
+        os.close(held)
+    (folder / "held" / ".lock").unlink(missing_ok=True)
+    return told
 
 
 def measure_together(folder: Path, *place: str) -> None:

@@ -1,5 +1,6 @@
 """Sweeps of several processes on one machine: the numbers of a lone run, whatever meets, dies or starts again."""
 
+import json
 import shutil
 
 import jax
@@ -56,6 +57,15 @@ def test_one_process_reads_what_two_have_stored(two, alone, how):
     result = processes.lone(checkpoint=two / how)
     assert result.num_resumed == 21
     assert_identical(result.history, alone.history)
+
+
+def test_every_error_of_process_0_is_known_to_all_at_once(two):
+    main, other = (json.loads((two / f"told-{index}.json").read_text()) for index in range(2))
+    reason = "OSError: [Errno 5] Input/output error"
+    assert (main["open"][0], other["open"][0]) == (reason, f"DistributedError: Process 0 failed: {reason}")
+    assert main["lock"][0] == other["lock"][0]
+    assert f"RunFolderError: {two}/held is being written by another run" in other["lock"][0]
+    assert max(other["open"][1], other["lock"][1]) < 10
 
 
 def test_an_automatic_chunk_leaves_no_process_idle(two, alone):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,8 +54,6 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def own_copy(prepared, tmp_path, monkeypatch):
     """A copy of the set that a test may damage, with a cache of its own."""
-    import shutil
-
     monkeypatch.setenv("NCTHEORY_CACHE_DIR", str(tmp_path / "cache"))
     return Path(shutil.copytree(prepared, tmp_path / "sets"))
 
@@ -115,6 +114,28 @@ def test_a_damaged_copy_is_made_again_with_a_warning(own_copy, damage):
     with pytest.warns(UserWarning, match=r"cifar10-test-.* is damaged .* made again"):
         mended = vision.load("cifar10", "test", own_copy, progress=False)
     assert same_pictures(mended, "test")
+    assert same_pictures(vision.load("cifar10", "test", own_copy, progress=False), "test")
+
+
+@pytest.mark.parametrize("other", ["whole", "damaged"])
+def test_a_copy_that_another_process_made_meanwhile_stays_if_it_is_whole(own_copy, monkeypatch, other):
+    usual = _tfds._decode
+
+    def late(*arguments):
+        found = usual(*arguments)
+        _tfds._to_cache(_tfds.cache_folder() / "datasets" / name, found)
+        if other == "damaged":
+            (only_cache() / "images.npy").write_bytes(b"")
+        (only_cache() / "mark").write_text("")
+        return found
+
+    vision.load("cifar10", "test", own_copy, progress=False)
+    name = only_cache().name
+    shutil.rmtree(only_cache())
+    monkeypatch.setattr(_tfds, "_decode", late)
+    assert same_pictures(vision.load("cifar10", "test", own_copy, progress=False), "test")
+    assert (only_cache() / "mark").exists() == (other == "whole")
+    monkeypatch.setattr(_tfds, "_decode", lambda *_: pytest.fail("decoded again"))
     assert same_pictures(vision.load("cifar10", "test", own_copy, progress=False), "test")
 
 

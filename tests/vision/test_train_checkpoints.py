@@ -261,6 +261,54 @@ def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path, pattern, damag
     assert run(folder, resume=True, on_checkpoint=None).resumed_epochs == 2
 
 
+def test_arrays_of_a_kept_checkpoint_are_checked_when_they_are_read(uninterrupted, tmp_path):
+    folder = copy_up_to(uninterrupted[1], tmp_path / "damaged", 4)
+    for path in (folder / "epoch_000002" / "arrays" / "ocdbt.process_0" / "d").glob("*"):
+        _flip_last_bytes(path)
+    # Of a kept epoch a resumed run wants only what the callback gave.
+    assert_same(run(folder, resume=True), uninterrupted[0])
+    with pytest.raises(RunFolderError, match=r"epoch_000002 is damaged: arrays/.* is not what was written"):
+        load_network(DENSE, folder, 2)
+    _truncate(folder / "epoch_000002" / "returned.npz")
+    with pytest.raises(RunFolderError, match=r"epoch_000002 is damaged: returned.npz is not what was written"):
+        run(folder, resume=True)
+
+
+def test_a_checkpoint_is_on_the_disk_before_another_is_deleted(tmp_path, monkeypatch):
+    store = _checkpoints.CheckpointStore(tmp_path, {"run": 1}, (), resume=True)
+    state, begun = {"a": jax.numpy.arange(3.0)}, _checkpoints.Begun(np.ones(2), np.ones(2), 1.0)
+    store.save(1, state, {}, {})
+    events, sync, move = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def moved(old, new):
+        events.append(Path(new).name)
+        move(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    # The last takes the name of the one before.
+    for arguments, name, earlier in [
+        ((2, state, {}, {}), "epoch_000002", "epoch_000001"),
+        ((2, state, {}, {}, begun), "begun_000003", None),
+        ((2, state, {}, {}, begun), "begun_000003", None),
+        ((3, state, {}, {}), "epoch_000003", "begun_000003"),
+    ]:
+        events.clear()
+        store.save(*arguments)
+        at = events.index(name)
+        files = [tmp_path / name, *(tmp_path / name).rglob("*")]
+        assert {each.stat().st_ino for each in files} <= set(events[:at])
+        assert len(files) > 10
+        until = len(events) if earlier is None else events.index(f".tmp-old-{earlier}")
+        assert tmp_path.stat().st_ino in events[at:until]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".lock", "epoch_000003"]
+    store.close()
+
+
 def test_a_folder_in_use_or_not_a_folder_is_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("")

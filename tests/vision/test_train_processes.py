@@ -20,8 +20,15 @@ from flax import nnx
 from nctheory import distributed, vision
 from nctheory._preemption import Preempted
 from nctheory.runs import RunFolder, RunFolderError
-from nctheory.vision import _checkpoints, _run
-from nctheory.vision.train import ImageTrainConfig, collapse_of, extract_features, train_network, train_networks
+from nctheory.vision import _checkpoints, _run, _together
+from nctheory.vision.train import (
+    ImageTrainConfig,
+    check_batch_size,
+    collapse_of,
+    extract_features,
+    train_network,
+    train_networks,
+)
 from tests.simulator import processes
 from tests.vision.tiny_networks import DENSE, TinySpec
 
@@ -169,6 +176,9 @@ def train_together(folder, *place):
         "seed": refusal(lambda: lone(own("other"), spec=DENSE, seed=3 + index)),
         "folder": refusal(lambda: lone(own("run"))),
         "config": refusal(lambda: lone(own("run"), resume=True, spec=DENSE)),
+        # What process 0 alone stumbles over, of whatever type.
+        "fault": refusal(lambda: _together.SharedStore(lambda: int("a disk that is broken"))),
+        "check": refusal(lambda: check_batch_size(63, name="images.batch_size")),
     }
     (folder / f"told-{index}.json").write_text(json.dumps(told))
 
@@ -185,6 +195,22 @@ def train_apart(folder, *place):
     np.savez(folder / f"seeds-{index}.npz", test_loss=found.history.test_loss)
     network = vision.load_network(DENSE, folder / "own-0")
     np.savez(folder / f"loaded-{index}.npz", *leaves(network))
+
+
+def die_elsewhere(folder, port, count, index, where):
+    """One training; process 1 is killed where the other is in a callback, or asks whether to stop."""
+    processes.join(port, count, index)
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def called(epoch, network):
+        # Not before the devices have met: where they wait for that, no error reaches them.
+        return die() if (index, where, epoch) == ("1", "callback", 2) else measured(epoch, network)
+
+    if index == "1" and where == "question":
+        _together.StopSign.is_up = die
+    lone(Path(folder) / "run", on_checkpoint=called)
 
 
 def train_to_the_end(folder, *place):
@@ -280,6 +306,28 @@ def test_one_process_finishes_what_two_have_begun(two, alone, tmp_path):
     assert result["resumed"] == 1
     assert_close(result, alone)
     assert not list((tmp_path / "run").glob("begun_*"))
+
+
+def test_every_error_of_process_0_is_known_to_all_at_once(told):
+    reason = "ValueError: invalid literal for int() with base 10: 'a disk that is broken'"
+    assert [each["fault"] for each in told] == [reason, f"DistributedError: Process 0 failed: {reason}"]
+
+
+def test_a_batch_size_can_be_checked_before_anything_is_written(told):
+    for each in told:
+        assert each["check"] == (
+            "ArgumentError: Argument `images.batch_size` must be a multiple of the 2 devices of the mesh, but is 63."
+        )
+    check_batch_size(63)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["callback", "question"])
+def test_a_process_that_dies_elsewhere_is_named_too(tmp_path, where):
+    ended = together(2, "die_elsewhere", tmp_path, where)
+    assert ended[1].code == -signal.SIGKILL, ended
+    assert re.search(r"DistributedError: Process 1 of 2 \(.*\) ended before its work was done\.", ended[0].err), ended
+    assert ended[0].seconds < 60
 
 
 @pytest.mark.slow
