@@ -191,9 +191,7 @@ def judge_samples(data: xr.Dataset) -> list[Claim]:
 
     names = ("least_gap", "slope_test", "q_test_last")
     passed = of.sample_passes(*(numbers[name] for name in names))
-    # The same rule on the train images themselves, whose gap to themselves is 1.
-    same = xr.ones_like(numbers["least_gap"])
-    instead = of.sample_passes(same, numbers["slope_train"], numbers["q_train_last"])
+    before = of.sample_passes(*(numbers[f"{name}_initial"] for name in names))
     whole = _spec(
         "H1-n",
         "Share of seeds with q_test >= 3 q_train at every n, log-log slope of q_test in [-0.9, -0.3] and "
@@ -206,7 +204,7 @@ def judge_samples(data: xr.Dataset) -> list[Claim]:
     )
     return [
         whole.judge(share_of_seeds(passed, finite)),
-        whole.control("train-images", "The train images in place of the test images.", share_of_seeds(instead, finite)),
+        whole.control("untrained", "Before training.", share_of_seeds(before, finite)),
         least.judge(mean("least_gap")),
         least.control("untrained", "Before training.", mean("least_gap_initial")),
         slope.judge(mean("slope_test")),
@@ -231,18 +229,7 @@ def judge_image_collapse(data: xr.Dataset) -> list[Claim]:
         "Share of seeds with train accuracy >= 0.999, q_train(T) <= 0.1 q_train(t_int), gap >= 5 and growing.",
         NEEDED,
     )
-    same = numbers.assign(gap=xr.ones_like(numbers["gap"]), gap_growth=xr.ones_like(numbers["gap"]))
-    rows = [
-        spec.judge(runs.count(of.image_collapse_passes(numbers))),
-        spec.control(
-            "train-images",
-            "The train images in place of the test images.",
-            runs.count(of.image_collapse_passes(same)),
-        ),
-    ]
-    if "no_decay" in data["condition"]:
-        passed = of.image_collapse_passes(numbers)
-        rows.append(spec.control("no-decay", "Without weight decay.", runs.count(passed, "no_decay")))
+    rows = _judge_condition(spec, runs, of.image_collapse_passes(numbers))
     spec = _spec(
         "H3",
         "Share of seeds with a cascade: rank correlation of layer and r_l(T) <= -0.8, r_l falls to a tenth in half of "
@@ -250,12 +237,20 @@ def judge_image_collapse(data: xr.Dataset) -> list[Claim]:
         NEEDED,
     )
     start = data.isel(epoch=[0])
-    rows.append(spec.judge(runs.count(of.image_cascade_passes(layers))))
     before = of.image_cascade_passes(of.cascade_numbers(start))
-    rows.append(spec.control("untrained", "Before training.", runs.count(before)))
-    if "no_decay" in data["condition"]:
-        passed = of.image_cascade_passes(layers)
-        rows.append(spec.control("no-decay", "Without weight decay.", runs.count(passed, "no_decay")))
+    return [
+        *rows,
+        *_judge_condition(spec, runs, of.image_cascade_passes(layers)),
+        spec.control("untrained", "Before training.", runs.count(before)),
+    ]
+
+
+def _judge_condition(spec: ClaimSpec, runs: Conditions, passed: xr.DataArray) -> list[Claim]:
+    """A claim about the runs with decay, and as its control the runs without, where there are any."""
+    rows = [spec.judge(runs.count(passed))]
+    if "no_decay" in passed["condition"]:
+        words = "As many epochs without weight decay, which may collapse all the same."
+        rows.append(spec.control("no-decay", words, runs.count(passed, "no_decay")))
     return rows
 
 
@@ -270,14 +265,7 @@ def judge_image_transfer(data: xr.Dataset) -> list[Claim]:
         "kept, rank correlation of q_train and probe >= 0.5.",
         NEEDED,
     )
-    flat = of.image_transfer_passes(numbers.assign(drop=xr.zeros_like(numbers["drop"])))
-    rows = [
-        spec.judge(runs.count(passed)),
-        spec.control("no-loss", "A probe that ends at its peak.", runs.count(flat)),
-    ]
-    if "no_decay" in data["condition"]:
-        rows.append(spec.control("no-decay", "As many epochs without weight decay.", runs.count(passed, "no_decay")))
-    return rows
+    return _judge_condition(spec, runs, passed)
 
 
 def judge_all(tree: xr.DataTree) -> tuple[Claim, ...]:

@@ -12,12 +12,13 @@ import numpy as np
 import xarray as xr
 from _bench import dimensionless
 from _coarse.images import hardware
+from _layers.image_sets import measured, official_split
 from _layers.images import train_and_measure
 from _layers.recipes import image_training
 
 from _generalisation.data import two_classes
 from _generalisation.options import MlpOptions
-from _generalisation.record import CENTERS, COLLAPSE, SPLITS, dataset
+from _generalisation.record import CENTERS, COLLAPSE, dataset
 from _generalisation.runs import CONDITIONS
 from nctheory import vision
 from nctheory._errors import ArgumentError
@@ -61,35 +62,15 @@ def plan(options: MlpOptions) -> Job:
         The job.
 
     Raises:
-        ValueError: for an unknown network, more images a batch than there are, or a class without images.
+        ValueError: for an unknown set or network, more images a batch than there are, or a class without images.
     """
     spec = networks.network(options.network)
-    parts = [vision.load(options.dataset, split, options.data_dir) for split in vision.SPLITS]
-    names = parts[0].class_names
-    first = vision.Images.of(parts[0].images, parts[0].labels, num_classes=len(names))
-    second = vision.Images.of(parts[1].images, parts[1].labels, num_classes=len(names), like=first)
-    few = options.images
-    splits = (first.head(few.num_train or first.num_samples), second.head(few.num_test or second.num_samples))
-    for split, part in zip(SPLITS, splits, strict=True):
-        used = _measured(part, options)
-        if np.bincount(used.labels, minlength=len(names)).min() == 0:
-            raise ArgumentError(
-                f"Arguments `images.num_train`, `images.num_test` and `images.max_measured` must leave every class an "
-                f"image to measure, but the {split} split lacks one."
-            )
+    loaded = official_split(options.dataset, options.data_dir, options.images, progress=not options.quiet)
+    splits, names = loaded.images, loaded.class_names
     table = two_classes(options.dataset, len(names))
     merged = tuple(replace(part, labels=table[np.asarray(part.labels)], num_classes=2) for part in splits)
     configs = {part: _trainings(options, part, 2 if part == "transfer" else len(names)) for part in options.chosen}
-    if few.batch_size > splits[0].num_samples:
-        raise ArgumentError(
-            f"Argument `images.batch_size` must be at most the {splits[0].num_samples} train images, but is "
-            f"{few.batch_size}."
-        )
     return Job(spec, splits, (merged[0], merged[1]), names, table, configs)
-
-
-def _measured(part: vision.Images, options: MlpOptions) -> vision.Images:
-    return part if options.images.max_measured is None else part.head(options.images.max_measured)
 
 
 def _trainings(options: MlpOptions, part: str, num_classes: int) -> dict[str, vision.ImageTrainConfig]:
@@ -256,7 +237,7 @@ def _at_checkpoint(
     """Collapse of the classifier's input onto the super-classes, accuracy, and every probe of the original classes."""
     del epoch
     began = time.perf_counter()
-    used = [_measured(part, options) for part in job.merged]
+    used = [measured(part, options.images) for part in job.merged]
     layers = layer_collapse(network, *used, layers=["features"], include_input=False)
     assert layers.test is not None
     features = [vision.extract_features(network, part) for part in probed]

@@ -218,7 +218,7 @@ def sample_numbers(data: xr.Dataset) -> xr.Dataset:
             "slope_train": slope(final.sel(train, drop=True)),
             "slope_test_initial": slope(first.sel(test, drop=True)),
             "q_test_last": final.sel(test, drop=True).isel(size=-1, drop=True),
-            "q_train_last": final.sel(train, drop=True).isel(size=-1, drop=True),
+            "q_test_last_initial": first.sel(test, drop=True).isel(size=-1, drop=True),
         }
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from _coarse.images import hardware
 
 from _layers import record
+from _layers.image_sets import official_split
 from _layers.images import MILESTONES, MeasuredNetwork, train_and_measure
 from _layers.recipes import image_training
 from nctheory import vision
@@ -50,40 +51,16 @@ def plan(config: Any) -> Job:
     Raises:
         ValueError: for unknown names, more images a batch than there are, or a class without images.
     """
-    for name in config.dataset:
-        if name not in vision.dataset_names():
-            known = list(vision.dataset_names())
-            raise ArgumentError(f"Argument `dataset` must name sets among {known}, but names {name!r}.")
     spec = networks.network(config.network)
     sets, configs = {}, {}
     for at, name in enumerate(config.dataset):
-        splits = _load(name, config.data_dir, config.images, progress=not config.quiet)
+        splits = official_split(name, config.data_dir, config.images, progress=not config.quiet).images
         sets[name] = splits
         configs[name] = _training(config, splits[0].num_classes, weight_decay=config.weight_decay)
-        if configs[name].steps_per_epoch(splits[0].num_samples) == 0:
-            raise ArgumentError(
-                f"Argument `images.batch_size` must be at most the {splits[0].num_samples} train images of {name}, but "
-                f"is {config.images.batch_size}."
-            )
         if at == 0 and config.images.control:
             sets[f"{name}_no_decay"] = splits
             configs[f"{name}_no_decay"] = _training(config, splits[0].num_classes, weight_decay=0.0)
     return Job(spec, sets, configs)
-
-
-def _load(name: str, data_dir: Path | None, options: Any, *, progress: bool) -> "tuple[Images, Images]":
-    parts = [vision.load(name, split, data_dir, progress=progress) for split in vision.SPLITS]
-    first = vision.Images.of(parts[0].images, parts[0].labels, num_classes=parts[0].num_classes)
-    second = vision.Images.of(parts[1].images, parts[1].labels, num_classes=parts[0].num_classes, like=first)
-    splits = (first.head(options.num_train or first.num_samples), second.head(options.num_test or second.num_samples))
-    for split, part in zip(vision.SPLITS, splits, strict=True):
-        measured = part if options.max_measured is None else part.head(options.max_measured)
-        if np.bincount(measured.labels, minlength=first.num_classes).min() == 0:
-            raise ArgumentError(
-                f"Arguments `images.num_train`, `images.num_test` and `images.max_measured` must leave every class of "
-                f"{name} an image to measure, but its {split} split lacks one."
-            )
-    return splits
 
 
 def _training(config: Any, num_classes: int, *, weight_decay: float) -> vision.ImageTrainConfig:
