@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 
 # Tests compile far more than they run, so processes share what they have compiled, and compile in a hurry (below): the
@@ -9,6 +10,10 @@ import tempfile
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="nctheory-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+
+# A shell starts background jobs with Ctrl-C ignored, and processes inherit that: tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
