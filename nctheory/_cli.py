@@ -51,6 +51,8 @@ class RunOptions:
     """Which process this is, in 0..num_processes-1."""
     start_timeout: float = 60
     """How long the processes wait for each other at the start, in seconds."""
+    bind_cores: bool = True
+    """Let processes of one machine that could use the same cores divide them."""
     compilation_cache: Path | None = None
     """Folder that keeps compiled programs for later runs."""
     chunk_size: int | str = "auto"
@@ -101,7 +103,7 @@ def start(options: Any) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if options.distributed:
         place = (options.coordinator, options.num_processes, options.process_id)
-        distributed.initialize(*place, start_timeout=options.start_timeout)
+        distributed.initialize(*place, start_timeout=options.start_timeout, bind_cores=options.bind_cores)
         if not distributed.is_main():
             sys.stdout = open(os.devnull, "w")
 

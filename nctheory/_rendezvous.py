@@ -214,12 +214,14 @@ class Peers:
         index: which process this is.
         names: what each process is called in messages.
         num_on_these_cores: processes that use the same cores of the same machine as this one, itself included.
+        place_on_these_cores: how many of these come before this one.
     """
 
     def __init__(self, index: int, processes: list[dict[str, Any]], connections: dict[int, Connection]):
         self.index = index
         self.names = [f"process {i} of {len(processes)} ({each['name']})" for i, each in enumerate(processes)]
-        self.num_on_these_cores = sum(each["cores"] == processes[index]["cores"] for each in processes)
+        on_these_cores = [i for i, each in enumerate(processes) if each["cores"] == processes[index]["cores"]]
+        self.num_on_these_cores, self.place_on_these_cores = len(on_these_cores), on_these_cores.index(index)
         self._open, self._ended = connections, set[int]()
         self._lost: str | None = None
         self._raised, self._leaving, self._all_closed = False, False, threading.Event()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nctheory._cores import bind
 from nctheory._errors import ArgumentError
 from nctheory._rendezvous import DistributedError, Peers, meet
 
@@ -41,6 +42,7 @@ class _Run:
     index: int
     count: int
     peers: Peers | None
+    num_on_these_cores: int = 1
 
 
 _run: _Run | None = None
@@ -54,6 +56,7 @@ def initialize(
     process_id: int | None = None,
     *,
     start_timeout: float = 60,
+    bind_cores: bool = True,
 ) -> None:
     """Join the processes of one run. Call it in every process, before the first JAX computation.
 
@@ -62,6 +65,9 @@ def initialize(
     listens there. From then on a process that dies ends the others: where they wait for it they raise
     `DistributedError` at once, and 20 s later, if they are stuck inside an operation, they end with exit code 3. On a
     CPU, collective operations use gloo.
+
+    Processes of one machine that may all use the same cores divide them: each is bound to a part of its own, whole
+    physical cores where they suffice. Without that the threads of each are spread over the cores of all.
 
     Example:
         >>> from nctheory import distributed
@@ -72,6 +78,9 @@ def initialize(
         num_processes: number of processes.
         process_id: which of them this is, in 0..num_processes-1.
         start_timeout: how long to wait for the others, in seconds.
+        bind_cores: whether to divide shared cores; the same on all processes. Where another program binds processes to
+            cores of their own, such as SLURM or `taskset`, or where there are fewer cores than processes, nothing is
+            changed.
 
     Raises:
         ValueError: if only some of the first three arguments are given, or one is impossible.
@@ -91,8 +100,20 @@ def initialize(
     assert process_id is not None
     host, _, port = coordinator.rpartition(":")
     peers = meet(host.strip("[]"), int(port), num_processes, process_id, start_timeout)
-    # JAX's own handling: SIGTERM would be noted and ignored, and the death of a peer would abort this process, with a
-    # dump of the stack, where `peers` lets it end in order.
+    sharing = peers.num_on_these_cores
+    if bind_cores and bind(peers.place_on_these_cores, sharing):
+        sharing = 1
+    _join(coordinator, num_processes, process_id, local_devices, start_timeout)
+    _run = _Run(process_id, num_processes, peers, sharing)
+    atexit.register(_leave)
+
+
+def _join(coordinator: str, num_processes: int, process_id: int, local_devices: Any, start_timeout: float) -> None:
+    """Start JAX's own service or join it."""
+    import jax
+
+    # SIGTERM would be noted and ignored, and the death of a peer would abort this process, with a dump of the stack,
+    # where `Peers` lets it end in order.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
     try:
@@ -107,8 +128,6 @@ def initialize(
         )
     except RuntimeError as error:
         raise DistributedError(f"JAX could not join the run: {error}") from error
-    _run = _Run(process_id, num_processes, peers)
-    atexit.register(_leave)
 
 
 def check_arguments(
@@ -209,7 +228,7 @@ def is_main() -> bool:
 def processes_on_these_cores() -> int:
     """Number of processes of this run that may use the same cores of the same machine, this one included."""
     run = _current()
-    return 1 if run is None or run.peers is None else run.peers.num_on_these_cores
+    return 1 if run is None else run.num_on_these_cores
 
 
 def check_peers() -> None:

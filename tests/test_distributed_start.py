@@ -87,6 +87,7 @@ def test_processes_meet_and_leave_in_order(port, given_up):
     peers = meetings(port, [(3, 0), (3, 1), (3, 2)])
     assert [each.index for each in peers] == [0, 1, 2]
     assert [each.num_on_these_cores for each in peers] == [3, 3, 3]
+    assert [each.place_on_these_cores for each in peers] == [0, 1, 2]
     assert peers[2].names == peers[0].names
     peers[1].leave(failed=False)
     until(lambda: peers[0].has_left(1))

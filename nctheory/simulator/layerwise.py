@@ -266,18 +266,23 @@ def _descend(config: LayerTrainConfig, graph: Any, params: Any, frozen: Any, tra
         state = lax.fori_loop(*ends, epoch, state)
         return state, state.params
 
-    start = _State(
+    last = jnp.asarray(config.record_epochs, dtype=jnp.int32)
+    first = jnp.asarray((0, *config.record_epochs[:-1]), dtype=jnp.int32)
+    state, kept = lax.scan(to_next_record, _untrained(config, params, optimizer), (first, last))
+    # Epochs after the last record still count for milestones.
+    return lax.fori_loop(config.record_epochs[-1], config.num_epochs, epoch, state), kept
+
+
+def _untrained(config: LayerTrainConfig, params: Any, optimizer: Any) -> _State:
+    """State before the first epoch: no accuracy known, no milestone reached."""
+    count = len(config.milestones)
+    return _State(
         params,
         optimizer.init(params),
-        jnp.full(config.num_epochs, jnp.nan, dtype),
+        jnp.full(config.num_epochs, jnp.nan, jax.tree.leaves(params)[0].dtype),
         jnp.full(count, -1, jnp.int32),
         jax.tree.map(lambda leaf: jnp.full((count, *leaf.shape), jnp.nan, leaf.dtype), params),
     )
-    last = jnp.asarray(config.record_epochs, dtype=jnp.int32)
-    first = jnp.asarray((0, *config.record_epochs[:-1]), dtype=jnp.int32)
-    state, kept = lax.scan(to_next_record, start, (first, last))
-    # Epochs after the last record still count for milestones.
-    return lax.fori_loop(config.record_epochs[-1], config.num_epochs, epoch, state), kept
 
 
 def _make_epoch(config: LayerTrainConfig, objective: Any, optimizer: Any, train: Samples, key: jax.Array) -> Any:
