@@ -133,7 +133,10 @@ def test_order_of_classes_and_unreached_tolerance():
     other = ce_ufm_convex(sizes[order], weight_decay=0.01, feature_decay=0.02, bias=0.1)
     np.testing.assert_allclose(other.weight_gram, one.weight_gram[np.ix_(order, order)], atol=1e-9)
     np.testing.assert_allclose(other.bias, one.bias[order], atol=1e-9)
-    missed = ce_ufm_convex(sizes, weight_decay=0.01, feature_decay=0.02, tolerance=1e-30, max_rounds=1)
+    # With these decays the minimiser is not zero, so that rounding keeps all residuals from vanishing.
+    missed = ce_ufm_convex(
+        np.array([50, 20, 10, 5, 2, 1]), weight_decay=1e-3, feature_decay=2e-3, tolerance=1e-30, max_rounds=1
+    )
     assert not missed.converged
     assert missed.duality_gap < 1e-10
 

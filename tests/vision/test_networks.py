@@ -125,7 +125,10 @@ def test_every_parameter_has_a_gradient(family):
     for path, value in gradient:
         largest = np.abs(value[...]).max()
         if family == "vgg" and path[-2:] == ("conv", "bias"):
-            assert largest < 1e-6, f"{path} is cancelled by the normalisation that follows"
+            # What is left is rounding of the sums that cancel, whose terms are of the kernel gradient's size: a few
+            # float32 epsilons of it, how many depends on the processor.
+            terms = np.abs(dict(gradient)[(*path[:-1], "kernel")][...]).max()
+            assert largest < 16 * np.finfo(np.float32).eps * terms, f"{path} is cancelled by the normalisation"
         else:
             assert largest > 1e-4, path
 
