@@ -56,7 +56,7 @@ class Job:
         self._keys = jnp.stack(keys) if program.vmapped else keys[0]
         if program.mesh is not None:
             data = np.asarray(jax.random.key_data(self._keys))
-            self._keys = jax.random.wrap_key_data(put(data, program.mesh, None))
+            self._keys = jax.random.wrap_key_data(put(data, program.mesh, program.state_axis))
         # The images of a compiled epoch lie on the device, those of a loop on the host.
         self._resident = self._place(train) if form == "scan" else None
         self.compile_seconds = 0.0
@@ -84,6 +84,9 @@ class Job:
         parts = (state.params, state.others)
         if not self._program.vmapped:
             return (nnx.merge(graph, *parts),)
+        if self._program.mesh is not None:
+            # Each network whole on one device, wherever its seed was trained.
+            parts = jax.device_put(parts, self._program.mesh.devices.flat[0])
         return tuple(
             nnx.merge(graph, *jax.tree.map(lambda leaf, at=row: leaf[at], parts)) for row in range(len(self._seeds))
         )
@@ -180,10 +183,8 @@ class Job:
         slices = _steps.batch_slices(train.num_samples, config.batch_size, len(rates))
         for index, part in list(enumerate(slices))[first:]:
             rows = order[..., part]
-            # Spread over the devices where the batch divides.
-            mesh = program.mesh
-            axis = _steps.DATA_AXIS if mesh is not None and len(rows) % mesh.shape[_steps.DATA_AXIS] == 0 else None
-            batch = put(pixels[rows], mesh, axis), put(answers[rows], mesh, axis)
+            axis = program.batch_axis(len(rows))
+            batch = put(pixels[rows], program.mesh, axis), put(answers[rows], program.mesh, axis)
             position = whole(epoch), whole(index)
             now = Rates(scalar(rates[index]), scalar(config.weight_decay), scalar(config.momentum))
             moments = (train.mean, train.std)

@@ -24,7 +24,8 @@ from nctheory.vision._train_config import ImageTrainConfig
 from nctheory.vision.images import Images, normalise
 
 MODEL_STREAM, SHUFFLE_STREAM, AUGMENT_STREAM = 1, 2, 3
-DATA_AXIS = "data"
+# Axes of a mesh: that over which a batch is spread, and that over which seeds are.
+DATA_AXIS, SEED_AXIS = "data", "seeds"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Program:
         pad: its padding in pixels.
         nesterov: form of the momentum.
         decay_vectors: whether parameters with one axis decay.
-        mesh: devices over which a batch is spread, or None.
+        mesh: devices over which a batch is spread, or with several seeds the seeds; or None.
         vmapped: whether states and keys carry a leading axis of seeds.
     """
 
@@ -84,6 +85,17 @@ class Program:
     def sharding(self, *spec: str | None) -> NamedSharding | None:
         """Placement of an array whose axes are spread as named; None without a mesh."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    @property
+    def state_axis(self) -> str | None:
+        """Axis of the mesh over which the first axis of states and keys is spread; None copies them everywhere."""
+        return SEED_AXIS if self.vmapped else None
+
+    def batch_axis(self, batch_size: int) -> str | None:
+        """Axis of the mesh over which the first axis of batches is spread: seeds, or images where that divides."""
+        if self.mesh is None or self.vmapped:
+            return self.state_axis
+        return DATA_AXIS if batch_size % self.mesh.shape[DATA_AXIS] == 0 else None
 
 
 class Graphs(NamedTuple):
@@ -178,13 +190,27 @@ def _step(
     change, optimizer = optax.trace(rates.momentum, program.nesterov).update(gradient, state.optimizer)
     params = jax.tree.map(lambda param, each: param - rates.learning_rate * each, state.params, change)
     state = State(params, others, optimizer)
-    if program.mesh is not None:
-        state = lax.with_sharding_constraint(state, program.sharding())
-    return state, (loss, right)
+    return (state if program.vmapped else _placed(program, state)), (loss, right)
+
+
+def _placed(program: Program, state: State) -> State:
+    """The state where the steps want it."""
+    return state if program.mesh is None else lax.with_sharding_constraint(state, program.sharding(program.state_axis))
+
+
+def over_seeds(function: Any, axes: tuple[int | None, ...], *, mesh: Mesh | None, vmapped: bool) -> Any:
+    """A function of one seed for all of them: along the arguments with axis 0, on each device for its own seeds."""
+    if not vmapped:
+        return function
+    together = jax.vmap(function, in_axes=axes)
+    if mesh is None:
+        return together
+    places = tuple(PartitionSpec() if axis is None else PartitionSpec(SEED_AXIS) for axis in axes)
+    return jax.shard_map(together, mesh=mesh, in_specs=places, out_specs=PartitionSpec(SEED_AXIS))
 
 
 def _over_seeds(program: Program, function: Any, axes: tuple[int | None, ...]) -> Any:
-    return jax.vmap(function, in_axes=axes) if program.vmapped else function
+    return over_seeds(function, axes, mesh=program.mesh, vmapped=program.vmapped)
 
 
 @partial(jax.jit, static_argnames="program")
@@ -195,15 +221,13 @@ def first_state(keys: jax.Array, *, program: Program) -> State:
         _, params, others = nnx.split(program.build(key), nnx.Param, ...)
         return State(params, others, optax.trace(0.0).init(params))
 
-    state = _over_seeds(program, one, (0,))(keys)
-    return state if program.mesh is None else lax.with_sharding_constraint(state, program.sharding())
+    return _placed(program, _over_seeds(program, one, (0,))(keys))
 
 
 @partial(jax.jit, static_argnames="program")
 def copied(state: State, *, program: Program) -> State:
     """The same numbers in memory of their own, placed as the steps want them."""
-    state = jax.tree.map(jnp.copy, state)
-    return state if program.mesh is None else lax.with_sharding_constraint(state, program.sharding())
+    return _placed(program, jax.tree.map(jnp.copy, state))
 
 
 @partial(jax.jit, static_argnames="vmapped")
@@ -246,10 +270,12 @@ def single_step(
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """One step on a batch that the host has chosen; `position` is epoch and step within it."""
 
-    def one(state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+    def one(state: State, images: jax.Array, labels: jax.Array, key: jax.Array, *shared: Any) -> Any:
+        moments, rates, position = shared
         return _step(program, state, images, labels, moments, rates, _step_key(key, *position))
 
-    return _over_seeds(program, one, (0, 0, 0, 0))(state, images, labels, keys)
+    axes = (0, 0, 0, 0, None, None, None)
+    return _over_seeds(program, one, axes)(state, images, labels, keys, moments, rates, position)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "program"), donate_argnames="state")
@@ -267,14 +293,15 @@ def scanned_epoch(
     num_steps = rates.learning_rate.shape[0]
     full = min(num_steps, data.num_samples // batch_size)
 
-    def one(state: State, key: jax.Array) -> Any:
+    def one(state: State, key: jax.Array, data: Images, rates: Rates, epoch: jax.Array) -> Any:
         order = _order(key, epoch, data.num_samples)
 
         def step(state: State, given: Any) -> Any:
             rows, rate, index = given
             batch: Any = (data.images[rows], data.labels[rows])
-            if program.mesh is not None and rows.shape[0] % program.mesh.shape[DATA_AXIS] == 0:
-                batch = lax.with_sharding_constraint(batch, program.sharding(DATA_AXIS))
+            axis = program.batch_axis(rows.shape[0])
+            if axis == DATA_AXIS:
+                batch = lax.with_sharding_constraint(batch, program.sharding(axis))
             now = Rates(rate, rates.weight_decay, rates.momentum)
             moments = (data.mean, data.std)
             return _step(program, state, batch[0], batch[1], moments, now, _step_key(key, epoch, index))
@@ -287,7 +314,7 @@ def scanned_epoch(
             seen = jax.tree.map(lambda these, final: jnp.concatenate([these, final[None]]), seen, last)
         return state, seen
 
-    return _over_seeds(program, one, (0, 0))(state, keys)
+    return _over_seeds(program, one, (0, 0, None, None, None))(state, keys, data, rates, epoch)
 
 
 def batch_slices(num_samples: int, batch_size: int, num_steps: int) -> list[slice]:

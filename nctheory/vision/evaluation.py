@@ -69,10 +69,11 @@ def evaluate_state(
 ) -> Evaluation:
     """`evaluate` of a split network, or of several at once along a leading axis of their states."""
     totals = []
-    for batch, labels, count in _batches(images, batch_size, mesh):
+    # Every seed sees all images; alone, a network has its devices share them.
+    for batch, labels, count in _batches(images, batch_size, None if vmapped else mesh):
         weights = (np.arange(len(labels)) < count).astype(np.float32)
         args = (state, batch, labels, weights, (images.mean, images.std))
-        totals.append(_score(*args, graph=graph, loss=loss, vmapped=vmapped))
+        totals.append(_score(*args, graph=graph, loss=loss, vmapped=vmapped, mesh=mesh if vmapped else None))
     loss_sum, hits = (np.sum([np.asarray(each[k], np.float64) for each in totals], axis=0) for k in (0, 1))
     return Evaluation(loss_sum / images.num_samples, hits / images.num_samples)
 
@@ -181,13 +182,20 @@ def put(batch: np.ndarray, mesh: Mesh | None, axis: str | None = _steps.DATA_AXI
     return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
 
 
-@partial(jax.jit, static_argnames=("graph", "loss", "vmapped"))
+@partial(jax.jit, static_argnames=("graph", "loss", "vmapped", "mesh"))
 def _score(
-    state: Any, batch: Any, labels: Any, weights: Any, moments: Any, *, graph: Any, loss: str, vmapped: bool
+    state: Any,
+    batch: Any,
+    labels: Any,
+    weights: Any,
+    moments: Any,
+    *,
+    graph: Any,
+    loss: str,
+    vmapped: bool,
+    mesh: Mesh | None,
 ) -> Any:
-    inputs = normalise(batch, *moments)
-
-    def one(state: Any) -> tuple[jax.Array, jax.Array]:
+    def one(state: Any, inputs: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = nnx.merge(graph, *state)(inputs)
         hits = (jnp.argmax(logits, axis=1).astype(labels.dtype) == labels).astype(jnp.float32)
         # Padding may hold anything; `where` keeps even its NaN out.
@@ -195,7 +203,8 @@ def _score(
         losses = _steps.sample_losses(loss, logits, labels)
         return jnp.sum(jnp.where(weights > 0, losses, 0)), jnp.sum(jnp.where(weights > 0, hits, 0))
 
-    return jax.vmap(one)(state) if vmapped else one(state)
+    each = _steps.over_seeds(one, (0, None, None, None), mesh=mesh, vmapped=vmapped)
+    return each(state, normalise(batch, *moments), labels, weights)
 
 
 def _activations(model: Any, inputs: jax.Array, layer: str, pool: bool) -> jax.Array:

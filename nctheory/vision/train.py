@@ -24,7 +24,7 @@ from nctheory.vision import _run, _together
 from nctheory.vision._checkpoints import RunFolderError, read_arrays, read_record, stored_epochs
 from nctheory.vision._run import COLUMNS
 from nctheory.vision._run import NonFiniteLossError as NonFiniteLossError
-from nctheory.vision._steps import DATA_AXIS, Program, first_state, graphs
+from nctheory.vision._steps import DATA_AXIS, SEED_AXIS, Program, first_state, graphs
 from nctheory.vision._train_config import ImageTrainConfig as ImageTrainConfig
 from nctheory.vision.evaluation import Evaluation as Evaluation
 from nctheory.vision.evaluation import collapse_of as collapse_of
@@ -181,17 +181,19 @@ def train_networks(
     *,
     seeds: Sequence[int],
     folder: str | Path | None = None,
+    mesh: Mesh | None = None,
     resume: bool = False,
     progress: bool = True,
     on_checkpoint: Callable[[int, tuple[nnx.Module, ...]], Any] | None = None,
     save_every: int = 1,
     form: str = "auto",
 ) -> TrainedNetworks:
-    """Train one network a seed, all at once on one device by `vmap`; for networks too small to fill it alone.
+    """Train one network a seed, all at once by `vmap`; for networks too small to fill a device alone.
 
     Seed 3 gives what `train_network` gives for it, to rounding, whatever the other seeds. A seed whose loss is not
-    finite goes on with NaN and is marked in `finite`; only if all are lost does the training stop. With several
-    processes each trains all seeds, and process 0 stores them.
+    finite goes on with NaN and is marked in `finite`; only if all are lost does the training stop. With a mesh each
+    device trains its share of the seeds, without a word to the others; the seeds are spread over the largest number of
+    its devices that divides theirs. With several processes each trains all seeds, and process 0 stores them.
 
     Args:
         spec: as in `train_network`; on a CPU networks without convolutions gain most.
@@ -200,6 +202,8 @@ def train_networks(
         test: test split, with the statistics of the training split.
         seeds: different seeds in 0..2^32 - 1.
         folder: as in `train_network`.
+        mesh: devices of this process, with an axis "seeds"; None is the default device. Several processes with meshes
+            train apart, each in its own folder.
         resume: as in `train_network`.
         progress: as in `train_network`.
         on_checkpoint: as in `train_network`, called with the tuple of networks.
@@ -210,14 +214,16 @@ def train_networks(
         The networks and their history.
 
     Raises:
-        ValueError: as in `train_network`, or if seeds are missing or repeated.
+        ValueError: as in `train_network`, or if seeds are missing or repeated, or the mesh has another axis, or devices
+            of another process.
         RunFolderError: as in `train_network`.
         NonFiniteLossError: when no seed's loss is finite.
     """
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ArgumentError(f"Argument `seeds` must hold different seeds, at least one, but is {seeds}.")
-    program = _checked_program(spec, config, train, test, seeds, vmapped=True)
+    mesh = None if mesh is None else _seed_mesh(mesh, len(seeds))
+    program = _checked_program(spec, config, train, test, seeds, mesh=mesh, vmapped=True)
     job = _run.Job(program, config, train, test, seeds, form=_form(form, program))
     done = job.run(folder, resume=resume, progress=progress, on_checkpoint=on_checkpoint, save_every=_every(save_every))
     return TrainedNetworks(
@@ -311,6 +317,18 @@ def _data_mesh(mesh: Mesh | None, config: ImageTrainConfig) -> Mesh | None:
         return None
     # Whatever the kind of its axes, the compiler is to place the rest.
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _seed_mesh(mesh: Mesh, num_seeds: int) -> Mesh:
+    """As many of the devices as share the seeds evenly."""
+    if mesh.axis_names != (SEED_AXIS,):
+        raise ArgumentError(f"Argument `mesh` must have the axis {SEED_AXIS!r} alone, but has {mesh.axis_names}.")
+    devices = mesh.devices.flatten()
+    foreign = sorted({device.process_index for device in devices} - {jax.process_index()})
+    if foreign:
+        raise ArgumentError(f"Argument `mesh` must hold devices of this process, but holds those of process {foreign}.")
+    count = max(number for number in range(1, len(devices) + 1) if num_seeds % number == 0)
+    return Mesh(devices[:count], (SEED_AXIS,))
 
 
 def _checked_program(
