@@ -7,11 +7,7 @@ import numpy as np
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from benchmarks._ufm_peers import LbfgsRuns, Start
-
-
-class _Reached(Exception):
-    """The loss is at its bound."""
+from benchmarks._ufm_peers import LbfgsRuns, Reached, Start, in_rounds
 
 
 def value_and_gradient(start: Start) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -78,18 +74,13 @@ def _seed(start: Start, bound: float, history: int, max_evaluations: int) -> tup
         loss, gradient = call(point)
         losses.append(loss)
         if loss <= bound:
-            raise _Reached
+            raise Reached
         return loss, gradient
 
-    best, reached = np.inf, False
-    while not reached and len(losses) < max_evaluations:
-        left = max_evaluations - len(losses)
+    def search(left: int) -> None:
+        nonlocal vector
         options = {"maxcor": history, "ftol": 0, "gtol": 0, "maxfun": left, "maxiter": left}
-        try:
-            vector = minimize(evaluate, vector, jac=True, method="L-BFGS-B", options=options).x
-        except _Reached:
-            reached = True
-        if min(losses) >= best:
-            break
-        best = min(losses)
+        vector = minimize(evaluate, vector, jac=True, method="L-BFGS-B", options=options).x
+
+    reached = in_rounds(search, losses, max_evaluations)
     return time.perf_counter() - began, min(losses), len(losses), reached

@@ -89,8 +89,31 @@ class LbfgsRuns:
     reached: np.ndarray
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The loss is at its bound."""
+
+
+def in_rounds(search: Callable[[int], None], losses: list[float], max_evaluations: int) -> bool:
+    """Search on from where the last search ended, until the bound is reached or a search gains nothing.
+
+    Args:
+        search: makes at most as many evaluations as it is told, and raises `Reached` at the bound.
+        losses: of all evaluations so far; `search` adds its own.
+        max_evaluations: evaluations of all searches together.
+
+    Returns:
+        Whether the bound was reached.
+    """
+    best = np.inf
+    while len(losses) < max_evaluations:
+        try:
+            search(max_evaluations - len(losses))
+        except Reached:
+            return True
+        if min(losses) >= best:
+            break
+        best = min(losses)
+    return False
 
 
 def lbfgs(start: Start, bound: float, *, history: int, max_evaluations: int = 3000) -> LbfgsRuns:
@@ -118,28 +141,23 @@ def _lbfgs_seed(value, start: Start, bound: float, history: int, max_evaluations
         loss = value(*parameters)
         losses.append(loss.item())
         if losses[-1] <= bound:
-            raise _Reached
+            raise Reached
         loss.backward()
         return loss
 
-    best, reached = np.inf, False
-    while not reached and len(losses) < max_evaluations:
+    def search(left: int) -> None:
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=max_evaluations,
-            max_eval=max_evaluations - len(losses),
+            max_eval=left,
             tolerance_grad=0,
             tolerance_change=0,
             history_size=history,
             line_search_fn="strong_wolfe",
         )
-        try:
-            optimizer.step(closure)
-        except _Reached:
-            reached = True
-        if min(losses) >= best:
-            break
-        best = min(losses)
+        optimizer.step(closure)
+
+    reached = in_rounds(search, losses, max_evaluations)
     return time.perf_counter() - began, min(losses), len(losses), reached
 
 

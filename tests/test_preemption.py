@@ -20,8 +20,8 @@ from nctheory.vision import _checkpoints, _loop, _run
 from nctheory.vision.train import load_network, train_networks
 from tests.simulator import processes
 from tests.vision import test_train_checkpoints as reference
-from tests.vision.test_train_processes import signal_after
 from tests.vision.tiny_networks import DENSE, splits
+from tests.vision.training_processes import signal_after
 
 # Five batches an epoch, the last of them smaller.
 DATA = splits(37, 12)
@@ -85,17 +85,23 @@ def test_an_error_after_the_signal_is_the_message_of_the_end(capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_an_error_after_the_signal_is_a_note_where_a_handler_ends_the_work():
+@pytest.fixture
+def interrupting():
+    """A handler that was there before, and ends the work its own way."""
+
     def handler(*_):
         raise KeyboardInterrupt
 
     earlier = signal.signal(signal.SIGTERM, handler)
-    try:
-        with pytest.raises(KeyboardInterrupt) as ended:
-            fail_after_the_signal(ValueError("no space"))
-        assert ended.value.__notes__ == ["ValueError: no space"]
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+    yield
+    signal.signal(signal.SIGTERM, earlier)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_an_error_after_the_signal_is_a_note_where_a_handler_ends_the_work():
+    with pytest.raises(KeyboardInterrupt) as ended:
+        fail_after_the_signal(ValueError("no space"))
+    assert ended.value.__notes__ == ["ValueError: no space"]
 
 
 def test_a_second_signal_is_delivered_once(delivered):
@@ -128,17 +134,11 @@ def test_stopping_ends_with_the_code_and_a_line(capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("interrupting")
 def test_an_earlier_handler_may_end_it_its_own_way():
-    def handler(*_):
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, handler)
-    try:
-        with pytest.raises(KeyboardInterrupt) as stopped, deferred() as preemption:
-            preemption.stop("all is in a folder")
-        assert stopped.value.__notes__ == ["all is in a folder"]
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+    with pytest.raises(KeyboardInterrupt) as stopped, deferred() as preemption:
+        preemption.stop("all is in a folder")
+    assert stopped.value.__notes__ == ["all is in a folder"]
 
 
 def test_long_work_is_left_where_the_signal_arrives():

@@ -66,16 +66,17 @@ def test_peer_objective_is_ours_on_samples_and_on_classes(size):
     assert float(on_classes) == pytest.approx(float(on_samples), rel=1e-13)
 
 
+@pytest.mark.parametrize("peer", [_ufm_peers, _scipy_peer], ids=["torch", "scipy"])
 @pytest.mark.parametrize("size", [MSE, ENTROPY], ids=["mse", "cross_entropy"])
-def test_peer_lbfgs_reaches_the_closed_form_and_reports_where_it_does_not(size):
+def test_peer_lbfgs_reaches_the_closed_form_and_reports_where_it_does_not(size, peer):
     with jax.enable_x64(True):
         minimum = size.minimum
     for start in (start_in_float64(size, 2), start_in_float64(size, 2).averaged()):
-        runs = _ufm_peers.lbfgs(start, minimum * (1 + ufm_speed.GAP), history=10)
+        runs = peer.lbfgs(start, minimum * (1 + ufm_speed.GAP), history=10)
         assert runs.reached.all()
         assert (np.abs(runs.loss / minimum - 1) <= ufm_speed.GAP).all()
     # No point lies below the minimum, so every seed stalls there, at the minimum.
-    runs = _ufm_peers.lbfgs(start_in_float64(size, 2), minimum * (1 - ufm_speed.GAP), history=10, max_evaluations=200)
+    runs = peer.lbfgs(start_in_float64(size, 2), minimum * (1 - ufm_speed.GAP), history=10, max_evaluations=200)
     assert not runs.reached.any()
     assert (np.abs(runs.loss / minimum - 1) < 1e-8).all()
 
@@ -93,19 +94,6 @@ def test_the_gradient_by_hand_is_that_of_the_objective(size):
         assert value == pytest.approx(expected.item(), rel=1e-13)
         gradients = [tensor.grad.numpy().ravel() for tensor in tensors if tensor.grad is not None]
         np.testing.assert_allclose(gradient, np.concatenate(gradients), rtol=1e-11, atol=1e-15)
-
-
-@pytest.mark.parametrize("size", [MSE, ENTROPY], ids=["mse", "cross_entropy"])
-def test_scipy_reaches_the_closed_form_and_reports_where_it_does_not(size):
-    with jax.enable_x64(True):
-        minimum = size.minimum
-    for start in (start_in_float64(size, 2), start_in_float64(size, 2).averaged()):
-        runs = _scipy_peer.lbfgs(start, minimum * (1 + ufm_speed.GAP), history=10)
-        assert runs.reached.all()
-        assert (np.abs(runs.loss / minimum - 1) <= ufm_speed.GAP).all()
-    runs = _scipy_peer.lbfgs(start_in_float64(size, 2), minimum * (1 - ufm_speed.GAP), history=10, max_evaluations=200)
-    assert not runs.reached.any()
-    assert (np.abs(runs.loss / minimum - 1) < 1e-8).all()
 
 
 def test_peers_on_another_device_make_the_same_steps(monkeypatch):

@@ -62,8 +62,13 @@ class MlpOptions(DataOptions):
         default = {f.name: f.default for f in dataclasses.fields(self)}
         for name in (*MLP_OPTIONS, "chunk_size", *more) if self.takes_images else ("images",):
             if getattr(self, name) != default[name]:
-                place = "the MLP; image networks have theirs under --images" if self.takes_images else "image networks"
-                place = "the MLP" if name == "chunk_size" else place
                 raise ArgumentError(
-                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {place}."
+                    f"Argument `{name}` must be left alone with network {self.network!r}: it is of {_owner(name)}."
                 )
+
+
+def _owner(name: str) -> str:
+    """Whose an option is that only one kind of network has, in words."""
+    if name == "images":
+        return "image networks"
+    return "the MLP" if name == "chunk_size" else "the MLP; image networks have theirs under --images"

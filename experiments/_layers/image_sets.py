@@ -42,7 +42,8 @@ def official_split(name: str, data_dir: Path | None, options: ImageOptions, *, p
         Both parts, with every class among the images that are measured.
 
     Raises:
-        ValueError: for an unknown set, a class without measured images, or more images a batch than there are.
+        ValueError: for an unknown set, a class without measured images, more images a batch than there are, or
+            a batch that the devices do not divide.
     """
     if name not in vision.dataset_names():
         known = list(vision.dataset_names())
@@ -66,6 +67,7 @@ def official_split(name: str, data_dir: Path | None, options: ImageOptions, *, p
             f"Argument `images.batch_size` must be at most the {train.num_samples} train images of {name}, but is "
             f"{options.batch_size}."
         )
+    vision.check_batch_size(options.batch_size, name="images.batch_size")
     return OfficialSplit(train, test, names)
 
 

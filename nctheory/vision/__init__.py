@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nctheory.vision.train import TrainedNetwork as TrainedNetwork
     from nctheory.vision.train import TrainedNetworks as TrainedNetworks
     from nctheory.vision.train import TrainHistory as TrainHistory
+    from nctheory.vision.train import check_batch_size as check_batch_size
     from nctheory.vision.train import collapse_of as collapse_of
     from nctheory.vision.train import evaluate as evaluate
     from nctheory.vision.train import extract_features as extract_features
@@ -48,6 +49,7 @@ _OF_TRAINING = (
     "TrainHistory",
     "TrainedNetwork",
     "TrainedNetworks",
+    "check_batch_size",
     "collapse_of",
     "evaluate",
     "extract_features",

@@ -2,13 +2,16 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _layers.image_sets import official_split
 from _layers.images import _measure, first_epochs, train_and_measure
+from _layers.options import ImageOptions
 
 from nctheory import vision
-from nctheory.vision import networks
+from nctheory.vision import _together, networks
 from nctheory.vision.images import Images
 from nctheory.vision.layers import layer_collapse
 from tests.vision import small_networks
@@ -137,3 +140,11 @@ def test_pixels_collapse_more_where_classes_are_farther():
     config = dataclasses.replace(CONFIG, num_epochs=1, checkpoint_epochs=(0,))
     found = [train_and_measure(SPEC, config, part, part, seed=1, progress=False) for part in (train, bright)]
     assert found[1].metrics["nc1"][0, 0, 0] < 0.5 * found[0].metrics["nc1"][0, 0, 0]
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_made(monkeypatch):
+    three = SimpleNamespace(axis_names=("data",), shape={"data": 3})
+    monkeypatch.setattr(_together, "mesh_of_all", lambda axis: three)
+    with pytest.raises(ValueError, match=r"`images\.batch_size` must be a multiple of the 3 devices .* but is 16"):
+        official_split("digits", None, ImageOptions(batch_size=16), progress=False)
+    assert official_split("digits", None, ImageOptions(batch_size=18), progress=False).train.num_samples > 1000
