@@ -69,6 +69,12 @@ class ClassMoments:
 
 def check_inputs(features: Any, labels: Any, *, num_classes: int) -> None:
     """Check what every metric of features and labels needs, apart from empty classes."""
+    check_form(features, labels, num_classes=num_classes)
+    check_finite(features)
+
+
+def check_form(features: Any, labels: Any, *, num_classes: int) -> None:
+    """Check all of `check_inputs` but that the features are finite, which takes a pass over them."""
     _checks.integer("num_classes", num_classes, minimum=2)
     _checks.shape("features", features, ("N", "d"))
     dtype = getattr(features, "dtype", None)
@@ -77,7 +83,10 @@ def check_inputs(features: Any, labels: Any, *, num_classes: int) -> None:
     if np.shape(features)[1] == 0:
         raise ArgumentError(f"Argument `features` must have at least 1 column, but has shape {np.shape(features)}.")
     _checks.labels("labels", labels, num_classes=num_classes, length=np.shape(features)[0])
-    # As it will be measured: a float64 number may be infinite in float32.
+
+
+def check_finite(features: Any) -> None:
+    """Check that features are finite as they will be measured: a float64 number may be infinite in float32."""
     _checks.finite("features", jnp.asarray(features) if _checks.is_concrete(features) else features)
 
 

@@ -92,10 +92,15 @@ def collapse_metrics(
         Papyan, Han and Donoho (2020), for NC1 to NC4 (they also average the within-class covariance over samples);
         Galanti, Gyorgy and Hutter (2022), for CDNV. Equivalence of the whitened form of nc1 to the trace: derived here.
     """
-    _moments.check_inputs(features, labels, num_classes=num_classes)
+    _moments.check_form(features, labels, num_classes=num_classes)
     _checks.no_empty_class("labels", labels, num_classes=num_classes)
     check_classifier(weight, bias, num_classes=num_classes, dim=np.shape(features)[1])
-    return _collapse(features, labels, weight, bias, num_classes=int(num_classes))
+    metrics = _collapse(features, labels, weight, bias, num_classes=int(num_classes))
+    # One NaN or infinite feature makes this ratio NaN: a finite ratio saves a pass over the features to look for them.
+    ratio = metrics.within_between_ratio
+    if not (_checks.is_concrete(ratio) and np.isfinite(ratio)):
+        _moments.check_finite(features)
+    return metrics
 
 
 def check_classifier(weight: Any, bias: Any, *, num_classes: int, dim: int) -> None:

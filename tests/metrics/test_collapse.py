@@ -163,6 +163,17 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     assert_matches(metrics, expected)
 
 
+def test_finite_features_are_not_read_once_more_to_be_checked(monkeypatch):
+    features, labels, *_ = draw(21)
+    looked = []
+    monkeypatch.setattr(moments_module, "check_finite", lambda features: looked.append(features))
+    collapse_metrics(features, labels, num_classes=4)
+    assert not looked
+    features[3, 2] = np.nan
+    collapse_metrics(features, labels, num_classes=4)
+    assert len(looked) == 1
+
+
 def test_nc1_does_not_drift_with_the_number_of_samples():
     # A between-class covariance that is total scatter / K shrinks nc1 by the factor 16 from first to second.
     values = []
