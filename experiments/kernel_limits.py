@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "kernel_limits"
 CONDITIONS = ("mixture-erf", "mixture-relu", "digits-erf", "digits-relu")
 DEPTH = 2
+_SMOKE_WIDTHS = (16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,18 @@ class Config(RunOptions):
                 )
         if self.record_steps[0] != 0:
             raise ArgumentError(f"Argument `record_steps` must start at 0, but starts at {self.record_steps[0]}.")
-        if not self.smoke and self.trained_width < self.widths[2]:
+        third = self.sized_widths[2]
+        if self.trained_width < third:
             raise ArgumentError(
-                f"Argument `trained_width` must be at least {self.widths[2]}, so that three widths are trained, "
-                f"but is {self.trained_width}."
+                f"Argument `trained_width` must be at least {third}, so that three widths are trained, but is "
+                f"{self.trained_width}."
             )
+
+    @property
+    def sized_widths(self) -> tuple[int, ...]:
+        """The widths of `sized`."""
+        is_default = self.widths == next(f.default for f in dataclasses.fields(self) if f.name == "widths")
+        return _SMOKE_WIDTHS if self.smoke and is_default else self.widths
 
     @property
     def name(self) -> str:
@@ -86,7 +94,7 @@ class Config(RunOptions):
     def sized(self) -> "Config":
         """This configuration with its number of seeds; with `smoke`, whatever was left at its default is made small."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        small = {"widths": (16, 32, 64), "conditions": ("mixture-erf", "digits-relu"), "record_steps": (0, 2, 8)}
+        small = {"widths": _SMOKE_WIDTHS, "conditions": ("mixture-erf", "digits-relu"), "record_steps": (0, 2, 8)}
         changed = {name: value for name, value in small.items() if self.smoke and getattr(self, name) == default[name]}
         count = self.num_seeds or (3 if self.smoke else 16)
         return dataclasses.replace(self, num_seeds=count, **changed)

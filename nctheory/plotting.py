@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nctheory import _checks
 from nctheory._files import atomic_write
 
@@ -106,7 +108,8 @@ def new_figure(width: float = TEXT_WIDTH, height: float = 2.4, *, constrained: b
 def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
     """Write `<path_stem>.pdf` (vector) and `<path_stem>.png`, each to a temporary name first and then renamed.
 
-    The time stamp is left out of the PDF, so the same data give the same bytes.
+    The time stamp is left out of the PDF, so the same data give the same bytes. A logarithmic axis on which nothing
+    positive was drawn becomes a linear one, because it could not be drawn.
 
     Args:
         figure: The finished figure.
@@ -119,6 +122,10 @@ def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
         RunFolderError: If the folder cannot be written; an earlier file of that name is then left as it was.
     """
     stem = Path(path_stem)
+    for axes in figure.axes:
+        for axis, smallest in zip("xy", axes.dataLim.minpos, strict=True):
+            if getattr(axes, f"get_{axis}scale")() == "log" and not np.isfinite(smallest):
+                getattr(axes, f"set_{axis}scale")("linear")
     written = []
     for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", None)):
         path = stem.with_name(stem.name + suffix)

@@ -1,6 +1,7 @@
 """The shared figure style: colours, files, and that nothing leaks into the caller's Matplotlib settings."""
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 from nctheory import plotting
@@ -57,3 +58,14 @@ def test_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
 def test_sizes_must_be_positive(size, own_errors):
     with pytest.raises(ValueError, match=r"Argument `(width|height)` must be finite and > 0"):
         plotting.new_figure(**size)
+
+
+def test_a_logarithmic_axis_without_positive_numbers_is_drawn_as_a_linear_one(tmp_path):
+    figure = plotting.new_figure()
+    empty, filled = figure.subplots(1, 2)
+    empty.plot([1, 2], [np.nan, np.nan])
+    filled.plot([1, 2], [1.0, 100.0])
+    for axes in (empty, filled):
+        axes.set_yscale("log")
+    assert all(path.stat().st_size > 1000 for path in plotting.save_figure(figure, tmp_path / "panels"))
+    assert (empty.get_yscale(), filled.get_yscale()) == ("linear", "log")

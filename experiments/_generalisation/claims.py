@@ -236,13 +236,7 @@ def judge_image_collapse(data: xr.Dataset) -> list[Claim]:
         "the layers with one inside, later layers halve no later, test/train ratio grows with depth (>= 0.8).",
         NEEDED,
     )
-    start = data.isel(epoch=[0])
-    before = of.image_cascade_passes(of.cascade_numbers(start))
-    return [
-        *rows,
-        *_judge_condition(spec, runs, of.image_cascade_passes(layers)),
-        spec.control("untrained", "Before training.", runs.count(before)),
-    ]
+    return [*rows, *_judge_condition(spec, runs, of.image_cascade_passes(layers))]
 
 
 def _judge_condition(spec: ClaimSpec, runs: Conditions, passed: xr.DataArray) -> list[Claim]:

@@ -7,7 +7,7 @@ from _coarse.claims import shown
 from _generalisation import numbers as of
 
 _COLLAPSE = (
-    ("fit_epoch", "t_int (epochs)"),
+    ("fit_epoch", "t_int (epochs; undefined: never fitted)"),
     ("test_accuracy", "test accuracy"),
     ("q_train_fit", "q_train at t_int"),
     ("q_train", "q_train at T"),
@@ -23,7 +23,7 @@ _COLLAPSE = (
     ("near_train", "train images near a train class mean"),
 )
 _TRANSFER = (
-    ("fit_epoch", "t_int (epochs)"),
+    ("fit_epoch", "t_int (epochs; undefined: never fitted)"),
     ("coarse_fit", "super-class test accuracy at t_int"),
     ("coarse", "super-class test accuracy at T"),
     ("q_train_fit", "q_train at t_int"),
@@ -42,7 +42,7 @@ def _row(label: str, *cells: str) -> str:
 def _cell(values: xr.DataArray) -> str:
     finite = values.values[np.isfinite(values.values)]
     if finite.size == 0:
-        return "undefined: never fitted"
+        return "undefined"
     digits = 3 if np.abs(finite).max() >= 0.1 else 5
     lost = values.size - finite.size
     return shown(values.values, digits=digits) + (f", {lost} undefined" if lost else "")

@@ -124,9 +124,9 @@ def _hardness(history: "xr.Dataset", noisy: list[str]) -> list[Claim]:
     rows = [
         whole.judge(share_of_seeds(scores.ordered(easy, same, hard), finite)),
         whole.control(
-            "one-set",
-            "Digits in all three places, each time of the next seed.",
-            share_of_seeds(scores.ordered(*(np.roll(same, -shift) for shift in range(3))), finite),
+            "reversed",
+            "The mixture and the noisy labels in each other's place.",
+            share_of_seeds(scores.ordered(hard, same, easy), finite),
         ),
     ]
     without = _depth(history, NO_DECAY)

@@ -71,10 +71,7 @@ def _hardness(history: "xr.Dataset", names: list[str]) -> list[Claim]:
         f"{', '.join(names)}, and the last is deeper than the first."
     )
     spec = ClaimSpec("A3", SOURCE, statement, 1.0, AtLeast(PASSING))
-    same = [np.roll(depths[0], -shift) for shift in range(len(names))]
     return [
         spec.judge(share_of_seeds(rises(depths), finite)),
-        spec.control(
-            "one-set", "The first set in all places, each of the next seed.", share_of_seeds(rises(same), finite)
-        ),
+        spec.control("reversed", "The sets the other way round.", share_of_seeds(rises(depths[::-1]), finite)),
     ]

@@ -125,9 +125,12 @@ def largest_geometric_factor(depth: int, *, first: int = 0) -> float:
         first: layer from which the fall is counted, as in `shallow_share`.
 
     Returns:
-        The factor, dimensionless; 0 if no decay passes, because the shallower half is the first layer alone.
+        The factor, dimensionless; 0 if no decay passes, because the shallower half is the first layer alone; NaN if
+        there is no layer to fall to.
     """
     half, depth = (depth + 1) // 2 - first, depth - first
+    if depth == 0:
+        return float("nan")
     low, high = 0.0, 1.0
     if half / depth >= SHALLOW_SHARE:
         return 1.0

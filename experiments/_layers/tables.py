@@ -30,6 +30,8 @@ def reading(history: "xr.Dataset") -> str:
     depth = history.sizes["layer"] - 1
     # Of image networks, the first measured activations stand in the input's place.
     first = 1 if history.attrs["kind"] == "images" else 0
+    if depth == first:
+        return "Reading of A1: a single layer has no shallower half, and A1 is not passed."
     half, factor = (depth + 1) // 2, scores.largest_geometric_factor(depth, first=first)
     even = (half - first) / (depth - first) if depth > first else float("nan")
     return (
@@ -86,8 +88,9 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     for layer in range(layers.depth + 1):
         found[f"NC1 (q), layer {layer}"] = _shown(layers.nc1[:, layer])
     found |= {
-        "S_h of q": _shown(scores.shallow_share(layers.nc1)),
-        "S_h of r": _shown(scores.shallow_share(layers.ratio)),
+        # Image networks are judged from their first layer on.
+        "S_h of q": _shown(scores.shallow_share(layers.nc1, first=int(of_images))),
+        "S_h of r": _shown(scores.shallow_share(layers.ratio, first=int(of_images))),
         "S_h of q, hidden layers": _shown(scores.shallow_share(layers.nc1, first=1)),
         "log-scale share of q": _shown(scores.shallow_share(layers.nc1, log=True)),
         "factor on r a layer": _shown(np.exp(slope)),

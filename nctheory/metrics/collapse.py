@@ -67,7 +67,8 @@ def collapse_metrics(
 
     Undefined, hence NaN: nc3 and nc4 without `weight`; nc1 if the class means span fewer than min(K-1, d) dimensions
     (singular value <= eps max(K, d) times the largest), because dropping directions would understate it; norms and
-    angles of zero means. Coinciding means of classes that have spread give cdnv = inf.
+    angles of zero means; everything if no two class means differ by more than rounding, as with constant features,
+    because any ratio of roundings is a number. Two coinciding means of classes that have spread give cdnv = inf.
 
     Cost O(N d K) time, no d x d matrix; memory beyond the features a few megabytes. Half-precision features are
     measured in float32, and so are float64 NumPy arrays unless JAX's x64 mode is on: means that float32 cannot tell
@@ -243,7 +244,7 @@ def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, "
 @jax.jit
 def summarize(moments: ClassMoments, weight: Float[Array, "K d"] | None, totals: ProbeTotals | None) -> CollapseMetrics:
     """Turn moments, and probe totals where there are some, into the metrics."""
-    means = moments.centered_means()
+    means = moments.means_apart()
     dtype = means.dtype
     num_samples = moments.num_samples.astype(dtype)
     norms = jnp.sqrt(jnp.sum(means**2, axis=1))
@@ -251,7 +252,7 @@ def summarize(moments: ClassMoments, weight: Float[Array, "K d"] | None, totals:
     ratio = (jnp.sum(moments.scatter) / num_samples) / jnp.mean(norms**2)
     nc1 = nc4 = nan
     if totals is not None:
-        nc1 = totals.whitened / num_samples
+        nc1 = jnp.where(moments.are_apart, totals.whitened / num_samples, jnp.nan)
         if weight is not None:
             # Argmax of NaN is a number; a NaN anywhere in the features shows in the scatter.
             known = jnp.isfinite(jnp.sum(moments.scatter) + jnp.sum(means))

@@ -68,7 +68,8 @@ def fine_structure(
     or a common offset of the features.
 
     Undefined, hence NaN: `same_label_distance`, q and s where no two fine classes share a label;
-    `different_label_distance` and q where all share one. s = inf where fine classes have no spread but are apart.
+    `different_label_distance` and q where all share one; q, s and `coarse_ratio` where no two means of fine classes
+    differ by more than rounding, as with constant features. s = inf where fine classes have no spread but are apart.
     Under transformations, where arguments cannot be inspected, an empty fine class gives NaN throughout, an empty
     label gives NaN in `coarse_ratio`, a fine class with two labels gives NaN in all that depends on labels.
 
@@ -118,9 +119,9 @@ def _fine_structure(features: Any, labels: Any, fine_labels: Any, *, num_classes
         same_label_distance=same,
         different_label_distance=different,
         within_variance=jnp.mean(within),
-        ratio=same / different,
-        separation=same / jnp.mean(within),
-        coarse_ratio=jnp.where(is_nested, _coarse_ratio(fine, means, membership), jnp.nan),
+        ratio=jnp.where(fine.are_apart, same / different, jnp.nan),
+        separation=jnp.where(fine.are_apart, same / jnp.mean(within), jnp.nan),
+        coarse_ratio=jnp.where(is_nested & fine.are_apart, _coarse_ratio(fine, means, membership), jnp.nan),
     )
 
 

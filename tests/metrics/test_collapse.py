@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestCentroid
 
 from nctheory import frames
-from nctheory.metrics import CollapseAccumulator, CollapseMetrics, collapse_metrics
+from nctheory.metrics import CollapseAccumulator, CollapseMetrics, collapse_metrics, fine_structure
 from nctheory.metrics import _moments as moments_module
 from tests.metrics import reference
 
@@ -238,6 +238,18 @@ def test_rank_deficient_means_give_nan_not_a_smaller_nc1():
     assert np.isnan(metrics.nc1)
     assert np.isfinite(metrics.within_between_ratio)
     assert np.isfinite(collapse_metrics(features[:, :1], labels, num_classes=4).nc1)  # d = 1: rank 1 is all there is
+
+
+@pytest.mark.parametrize(("value", "num_classes", "num_samples"), [(0.1, 3, 30), (0.3, 10, 137), (7.7, 10, 203)])
+def test_constant_features_have_no_collapse_whatever_their_rounding(value, num_classes, num_samples):
+    features = (value * (1 + np.random.default_rng(24).random(16)) * np.ones((num_samples, 1))).astype(np.float32)
+    labels, weight = np.arange(num_samples) % num_classes, np.ones((num_classes, 16), np.float32)
+    total = CollapseAccumulator.init(num_classes=num_classes, feature_dim=16).update(features, labels)
+    stream = total.second_pass(weight, None).update(features, labels).compute()
+    for found in (collapse_metrics(features, labels, num_classes=num_classes, weight=weight), stream):
+        assert all(np.isnan(each) for each in vars(found).values()), found
+    fine = fine_structure(features, labels // 2, labels, num_classes=-(-num_classes // 2), num_fine=num_classes)
+    assert np.isnan([fine.ratio, fine.separation, fine.coarse_ratio]).all()
 
 
 def test_undefined_is_nan():
