@@ -123,7 +123,8 @@ def save_figure(figure: "Figure", path_stem: str | Path) -> tuple[Path, Path]:
     """
     stem = Path(path_stem)
     for axes in figure.axes:
-        for axis, smallest in zip("xy", axes.dataLim.minpos, strict=True):
+        for axis in "xy":
+            smallest = getattr(axes.dataLim, f"minpos{axis}")
             if getattr(axes, f"get_{axis}scale")() == "log" and not np.isfinite(smallest):
                 getattr(axes, f"set_{axis}scale")("linear")
     written = []

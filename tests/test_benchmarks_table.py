@@ -102,6 +102,9 @@ def test_splits_have_rows():
     ]
     # One device's best is the best of all runs on one device.
     assert [row.peer for row in rows] == [100, 100, 100, 104, 104]
+    ways["2 processes"]["seed_steps_per_s"] = 80.0
+    row = scaling_speed.table({"config": dataclasses.asdict(config), "ways": ways})[0]
+    assert (row.required, row.met) == (0.75, True)
     weak = scaling_speed.ways_of(config)["weak, 8 devices"]
     assert (weak.num_seeds, weak.devices) == (8 * config.weak_seeds, 8)
 

@@ -30,6 +30,11 @@ def test_the_parts_are_all_cores_once_and_as_equal_as_can_be(count):
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_processes_keep_to_cores_of_their_own():
+    parts = [_cores.part([0, 2, 4, 6, 8], index, 2, apart) for index in range(2)]
+    assert parts == [[0, 2], [4, 6, 8]]
+
+
 def test_threads_of_one_physical_core_stay_together():
     # As many systems count: 0..3 are the first threads of four cores of two processors, 4..7 the second ones.
     parts = [_cores.part(range(8), place, 4, lambda core: (core % 4 // 2, core % 4)) for place in range(4)]

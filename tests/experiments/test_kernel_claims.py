@@ -60,53 +60,72 @@ def test_a_seed_that_failed_is_left_out_and_counted():
     assert np.isnan(slopes.jackknife(lambda x: slopes.mean_slope(x, WIDTHS), law[:, :2])).all()
 
 
+MADE_UP_WIDTHS = np.array([64, 128, 256, 512, 1024, 2048])
+SHAPE = (2, 6, 16)
+LAYERS = 2
+RUN = ("condition", "width", "seed")
+
+
+def _power(rng, exponent, *tail):
+    """Falls with the width, with chance of its own for every run."""
+    chance = rng.chisquare(30, size=(*SHAPE, *tail)) / 30
+    return chance * (64 / MADE_UP_WIDTHS[:, None].reshape(6, 1, *(1,) * len(tail))) ** exponent / 10
+
+
+def _with_wrong(rng, right, count, *tail):
+    """The deviation from the right one of `count` predictors first, then those from the wrong ones."""
+    false = np.full((*SHAPE, *tail, count - 1), 2.0) * rng.uniform(0.99, 1.01, size=(*SHAPE, *tail, count - 1))
+    return np.concatenate([right[..., None], false], axis=-1)
+
+
+def _kernels_and_metrics(rng, when, decay, limit):
+    """What is measured before training or after it."""
+    variables = {}
+    for name in ("kernel", "distances"):
+        values = _with_wrong(rng, _power(rng, decay["deviation"], LAYERS), 2, LAYERS)
+        variables[f"{when}_{name}_deviation"] = ((*RUN, "layer", "feature_predictor"), values)
+    signs = rng.choice([-1.0, 1.0], size=(*SHAPE, LAYERS))
+    wave = signs * _power(rng, decay["deviation"], LAYERS) ** 0.5
+    variables[f"{when}_within_between_ratio"] = ((*RUN, "layer"), 2 * (1 + 0.1 * wave))
+    variables[f"{when}_ratio"] = ((*RUN, "layer"), 0.6 * (1 + 0.1 * wave))
+    bias = (64 / MADE_UP_WIDTHS.reshape(6, 1, 1)) ** decay["bias"] * 0.5
+    noise = 0.003 * rng.normal(size=(*SHAPE, LAYERS))
+    variables[f"{when}_nc1"] = ((*RUN, "layer"), limit * 0.5 * (1 + bias * (1 + noise)))
+    excess = (64 / MADE_UP_WIDTHS[:, None]) ** decay["tangent"] * 0.5 * (1 + 0.003 * rng.normal(size=SHAPE))
+    variables[f"{when}_ntk_nc1"] = (RUN, 0.2 * (1 + excess))
+    return variables
+
+
+def _limits():
+    """What the predictors say, and what holds of the raw inputs."""
+    variables: dict[str, tuple] = {
+        "points_ntk_nc1": (("condition", "ntk_predictor"), np.array([[0.2, 0.22, 0.3], [0.2, 0.18, 0.3]])),
+    }
+    for name, limit, raw in (("nc1", 0.5, 5.0), ("within_between_ratio", 2.0, 1.5), ("ratio", 0.6, 0.5)):
+        variables[f"limit_{name}"] = (("condition", "feature_predictor", "layer"), np.full((2, 2, LAYERS), limit))
+        variables[f"raw_{name}"] = (("condition",), np.full(2, raw))
+    return variables
+
+
 def _made_up_record(**changes):
     """A record that obeys the laws, with the exponents or limits given in `changes` in place of the right ones."""
     rng = np.random.default_rng(5)
-    widths, seeds, layers = np.array([64, 128, 256, 512, 1024, 2048]), 16, 2
-    names = ["mixture-erf", "digits-relu"]
-    shape = (2, 6, seeds)
     decay = {"deviation": 1.0, "bias": 1.0, "change": 2.0, "features": 1.0, "outputs": 1.0, "ntk": 1.0, "tangent": 1.0}
     decay |= changes
-
-    def power(exponent, *tail):
-        chance = rng.chisquare(30, size=(*shape, *tail)) / 30
-        return chance * (64 / widths[:, None].reshape(6, 1, *(1,) * len(tail))) ** exponent / 10
-
-    run = ("condition", "width", "seed")
     variables = {
-        "ntk_change": (run, power(decay["change"])),
-        "feature_change": ((*run, "layer"), power(decay["features"], layers)),
+        "ntk_change": (RUN, _power(rng, decay["change"])),
+        "feature_change": ((*RUN, "layer"), _power(rng, decay["features"], LAYERS)),
     }
-
-    def with_wrong(right, count, *tail):
-        false = np.full((*shape, *tail, count - 1), 2.0) * rng.uniform(0.99, 1.01, size=(*shape, *tail, count - 1))
-        return np.concatenate([right[..., None], false], axis=-1)
-
     for when in ("initial", "trained"):
-        for name in ("kernel", "distances"):
-            values = with_wrong(power(decay["deviation"], layers), 2, layers)
-            variables[f"{when}_{name}_deviation"] = ((*run, "layer", "feature_predictor"), values)
-        signs = rng.choice([-1.0, 1.0], size=(*shape, layers))
-        wave = signs * power(decay["deviation"], layers) ** 0.5
-        variables[f"{when}_within_between_ratio"] = ((*run, "layer"), 2 * (1 + 0.1 * wave))
-        variables[f"{when}_ratio"] = ((*run, "layer"), 0.6 * (1 + 0.1 * wave))
-        bias = (64 / widths.reshape(6, 1, 1)) ** decay["bias"] * 0.5
-        noise = 0.003 * rng.normal(size=(*shape, layers))
-        variables[f"{when}_nc1"] = ((*run, "layer"), changes.get("limit", 1.0) * 0.5 * (1 + bias * (1 + noise)))
-        excess = (64 / widths[:, None]) ** decay["tangent"] * 0.5 * (1 + 0.003 * rng.normal(size=shape))
-        variables[f"{when}_ntk_nc1"] = (run, 0.2 * (1 + excess))
-    variables["points_ntk_nc1"] = (("condition", "ntk_predictor"), np.array([[0.2, 0.22, 0.3], [0.2, 0.18, 0.3]]))
-    for name, limit, raw in (("nc1", 0.5, 5.0), ("within_between_ratio", 2.0, 1.5), ("ratio", 0.6, 0.5)):
-        variables[f"limit_{name}"] = (("condition", "feature_predictor", "layer"), np.full((2, 2, layers), limit))
-        variables[f"raw_{name}"] = (("condition",), np.full(2, raw))
-    variables["ntk_deviation"] = ((*run, "ntk_predictor"), with_wrong(power(decay["ntk"]), 3))
-    outputs = with_wrong(power(decay["outputs"]), 3)[..., None]
-    variables["output_deviation"] = ((*run, "output_predictor", "step"), outputs)
+        variables |= _kernels_and_metrics(rng, when, decay, changes.get("limit", 1.0))
+    variables |= _limits()
+    variables["ntk_deviation"] = ((*RUN, "ntk_predictor"), _with_wrong(rng, _power(rng, decay["ntk"]), 3))
+    outputs = _with_wrong(rng, _power(rng, decay["outputs"]), 3)[..., None]
+    variables["output_deviation"] = ((*RUN, "output_predictor", "step"), outputs)
     coordinates = {
-        "condition": names,
-        "width": widths,
-        "seed": np.arange(seeds),
+        "condition": ["mixture-erf", "digits-relu"],
+        "width": MADE_UP_WIDTHS,
+        "seed": np.arange(SHAPE[-1]),
         "layer": [1, 2],
         "feature_predictor": list(limits.FEATURE_PREDICTORS),
         "ntk_predictor": list(limits.NTK_PREDICTORS),

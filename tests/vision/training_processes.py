@@ -31,7 +31,6 @@ from tests.simulator import processes
 from tests.vision.tiny_networks import DENSE, TinySpec
 
 # The last batch of an epoch has 36 images, which no 8 devices share evenly.
-
 CONFIG = ImageTrainConfig(
     learning_rate=0.3,
     weight_decay=0.001,
