@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from _coarse import images as image_runs
 from _coarse.claims import ARMS, controls_table, judge
 from _coarse.options import MlpOptions
-from _coarse.pool import score_all
 from _coarse.record import collect, score_names
 from _coarse.scoring import score_run
-from _coarse.store import cached
 from _report import print_verdict, redraw, store
+from _shared.pool import score_all
+from _shared.store import cached
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
 from nctheory._errors import ArgumentError

@@ -213,8 +213,8 @@ def run(config: Config) -> int:
     plan = plan_images(sized) if sized.takes_images else plan_mlp(sized)
     with RunFolder.create(path, sized.stored, experiment=EXPERIMENT, resume=config.resume) as folder:
         import jax
-        from _coarse.store import cached
         from _merges.record import INPUT_NAMES, collect, of_inputs
+        from _shared.store import cached
 
         began = time.perf_counter()
         inputs = cached(folder.parts / "inputs.npz", INPUT_NAMES, lambda: of_inputs(plan.rows, plan.fine, plan.merges))

@@ -18,7 +18,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from _layers.options import ImageOptions, check_foreign, check_run_options
+from _layers.options import ImageOptions, check_foreign, check_names, check_run_options
 from _report import print_verdict, redraw, store
 
 from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
@@ -89,6 +89,8 @@ class Config(RunOptions):
         for name, lowest in (("learning_rate", "> 0"), ("weight_decay", "> 0")):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ArgumentError(f"Argument `{name}` must be {lowest} and finite, but is {getattr(self, name)}.")
+        if self.conditions:
+            check_names("conditions", self.conditions)
         if not self.dataset or len(set(self.dataset)) < len(self.dataset):
             raise ArgumentError(f"Argument `dataset` must list different image sets, but is {self.dataset}.")
         if self.network is None and self.dataset != ("digits",):

@@ -102,7 +102,7 @@ def number(name: str, value: Any, **bounds: Any) -> None:
 
 def choice(name: str, value: Any, options: Collection[str]) -> None:
     """Check that a named option exists."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ArgumentError(f"Argument `{name}` must be one of {sorted(options)}, but is {value!r}.")
 
 
@@ -125,6 +125,14 @@ def shape(name: str, value: Any, expected: tuple[int | str, ...]) -> None:
     if not fits:
         wanted = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
         raise ArgumentError(f"Argument `{name}` must have shape {wanted}, but has shape {actual}.")
+
+
+def floating(name: str, value: Any) -> None:
+    """Check that an argument is an array of floating-point numbers; the dtype is checked under tracing too."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        found = f"is no array but a {type(value).__name__}" if dtype is None else f"has dtype {dtype}"
+        raise ArgumentError(f"Argument `{name}` must hold real floating-point numbers, but {found}.")
 
 
 def finite(name: str, value: Any) -> None:

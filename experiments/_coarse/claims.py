@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from _shared.text import shown
+
 from nctheory.claims import AtLeast, AtMost, ClaimSpec, Ledger, Within, mean_interval, range_interval
 
 if TYPE_CHECKING:
@@ -82,15 +84,3 @@ def controls_table(history: "xr.Dataset") -> str:
             (f"{arm}: ceiling, network's coarse accuracy", history["test_accuracy"].isel(last).values),
         ]
     return "\n".join(f"{name:<51}{shown(values)}" for name, values in rows)
-
-
-def shown(values: Any, *, digits: int = 3) -> str:
-    """Mean of the finite values and, for two or more, its 95 % interval and their number; "not run" without any."""
-    import numpy as np
-
-    finite = np.atleast_1d(values)[np.isfinite(np.atleast_1d(values))]
-    if finite.size < 2:
-        return f"{finite[0]:.{digits}f}" if finite.size else "not run"
-    interval = mean_interval(finite)
-    low, high = f"{interval.low:.{digits}f}", f"{interval.high:.{digits}f}"
-    return f"{interval.measured:.{digits}f}  [{low}, {high}]  n = {finite.size}"

@@ -102,9 +102,9 @@ def _train_cell(job: image_runs.Job, spec: Any, data: "CoarseImages", seed: int,
 def measure(grid: GridJob, spec: Any, data: "CoarseImages", folder: RunFolder) -> "xr.Dataset":
     """Train and score every cell, and write record and manifest; what finished is taken up from the run folder."""
     import jax
+    from _shared.store import cached
 
     from _coarse import images_scores
-    from _coarse.store import cached
 
     began = time.perf_counter()
     names = ("raw_clp", "raw_chance", "raw_fine_probe")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _report import print_verdict, store
+from _shared.machine import hardware
 
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
@@ -140,25 +141,12 @@ def train_one(spec: Any, config: Any, images: Any, seed: int, folder: Path, what
         return None
 
 
-def hardware() -> str:
-    """The device that trains, in words."""
-    import jax
-
-    from nctheory import _provenance
-
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind} x {jax.device_count()}"
-    machine = _provenance.machine()
-    return f"{machine['cpu_model'] or 'CPU'}, {machine['num_cores']} cores"
-
-
 def measure(job: Job, spec: Any, data: "CoarseImages", folder: RunFolder) -> "xr.Dataset":
     """Train, score, and write record and manifest."""
     import jax
+    from _shared.store import cached
 
     from _coarse import images_record, images_scores
-    from _coarse.store import cached
 
     began = time.perf_counter()
     names = ("raw_clp", "raw_chance", "raw_fine_probe")

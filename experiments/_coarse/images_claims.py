@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from _coarse.claims import shown
+from _shared.text import shown
+
 from nctheory.claims import AtLeast, ClaimSpec, Ledger, mean_interval
 
 if TYPE_CHECKING:

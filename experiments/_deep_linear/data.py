@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from _shared.pixels import standardised
 
 from nctheory import simulator, vision
 from nctheory._errors import ArgumentError
@@ -43,9 +44,7 @@ def load(
         ValueError: if a class has fewer images than a profile asks for.
     """
     train, test = (vision.load(name, split, data_dir) for split in vision.SPLITS)
-    pixels = [part.images.reshape(len(part.labels), -1).astype(np.float64) / 255.0 for part in (train, test)]
-    center, scale = pixels[0].mean(), pixels[0].std()
-    inputs = [(part - center) / scale for part in pixels]
+    inputs = standardised(*(part.images / 255.0 for part in (train, test)))
     available = np.bincount(train.labels, minlength=train.num_classes)
     fresh = simulator.Samples(inputs[1], test.labels, test.labels)
     sources = []

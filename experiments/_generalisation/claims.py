@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from _layers.counts import PASSING, share_of_seeds
+from _shared.counts import PASSING, share_of_seeds
 
 from _generalisation import numbers as of
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Criterion, Interval, Within, mean_interval

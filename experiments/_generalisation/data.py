@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _shared.pixels import standardised
 
 from nctheory import simulator, vision
 from nctheory._errors import ArgumentError
@@ -57,9 +58,8 @@ def load(name: str, num_images: int | None, data_dir: Path | None = None) -> Poo
         raise ArgumentError(f"Argument `num_images` must be at most {labels.size} for {name!r}, but is {count}.")
     by_class = np.argsort(labels, kind="stable")
     rows = by_class[np.linspace(0, labels.size - 1, count).round().astype(int)]
-    images = np.concatenate([part.images for part in parts])[rows]
-    pixels = images.reshape(count, -1).astype(np.float64)
-    return Pool((pixels - pixels.mean()) / pixels.std(), labels[rows], names, two_classes(name, len(names)))
+    (pixels,) = standardised(np.concatenate([part.images for part in parts])[rows])
+    return Pool(pixels, labels[rows], names, two_classes(name, len(names)))
 
 
 def two_classes(name: str, num_classes: int) -> np.ndarray:

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import xarray as xr
 from _bench import dimensionless
-from _coarse.images import hardware
 from _layers.image_sets import measured, official_split
 from _layers.images import train_and_measure
 from _layers.recipes import image_training
+from _shared.machine import hardware
 
 from _generalisation.data import two_classes
 from _generalisation.options import MlpOptions

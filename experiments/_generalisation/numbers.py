@@ -7,7 +7,7 @@ that refers to t_int.
 
 import numpy as np
 import xarray as xr
-from _coarse.ranks import rank_correlation
+from _shared.ranks import rank_correlation
 
 FITTED = 0.99
 

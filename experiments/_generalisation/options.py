@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from _layers.options import ImageOptions, check_foreign, check_run_options
+from _layers.options import ImageOptions, check_foreign, check_names, check_run_options
 
 from nctheory._cli import RunOptions, check_integer
 from nctheory._errors import ArgumentError
@@ -87,8 +87,7 @@ class MlpOptions(RunOptions):
         for name in ("weight_decay", "transfer_decay", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ArgumentError(f"Argument `{name}` must be > 0 and finite, but is {getattr(self, name)}.")
-        if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ArgumentError(f"Argument `parts` must name different parts, but is {self.parts}.")
+        check_names("parts", self.parts)
         if len(self.sizes) < 2 or list(self.sizes) != sorted(set(self.sizes)):
             raise ArgumentError(f"Argument `sizes` must be at least two increasing numbers, but is {self.sizes}.")
         for size in self.sizes:

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import xarray as xr
 from _bench import Bench, dimensionless
-from _coarse.pool import score_all
-from _coarse.store import cached
+from _shared.pool import score_all
+from _shared.store import cached
 
 from _generalisation import probing
 from _generalisation.data import Pool

@@ -2,7 +2,7 @@
 
 import numpy as np
 import xarray as xr
-from _coarse.claims import shown
+from _shared.text import shown
 
 from _generalisation import numbers as of
 

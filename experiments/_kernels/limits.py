@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _shared.pixels import standardised
 
 from nctheory import simulator, vision
 from nctheory.theory.kernel_collapse import KernelCollapse, kernel_collapse
@@ -70,8 +71,7 @@ def digits(samples_per_digit: int = 20) -> Problem:
     """The first images of every digit of scikit-learn's set; digits k and k + 5 share a label."""
     images = vision.load("digits", "train")
     digit = np.asarray(images.labels)
-    pixels = np.asarray(images.images).reshape(len(digit), -1).astype(np.float64)
-    pixels = (pixels - pixels.mean()) / pixels.std()
+    (pixels,) = standardised(images.images)
     rows = np.concatenate([np.flatnonzero(digit == k)[:samples_per_digit] for k in range(10)])
     fine = digit[rows].astype(np.int32)
     return _taking_turns(pixels[rows], fine % 5, fine)

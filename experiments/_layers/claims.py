@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from _shared.counts import PASSING, share_of_seeds
 
 from _layers import scores
-from _layers.counts import PASSING, share_of_seeds
 from _layers.image_claims import SOURCE, judge_images
 from _layers.scores import every, layers_at
 from nctheory.claims import AtLeast, AtMost, Claim, ClaimSpec, Interval, Ledger, Within, mean_interval, range_interval

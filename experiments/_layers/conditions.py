@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from _shared.pixels import standardised
 
 from _layers.recipes import Recipe
 from nctheory import simulator, vision
@@ -58,10 +59,9 @@ def digits() -> simulator.Samples:
     numbers of its train part differ from them by less than a percent.
     """
     parts = [vision.load("digits", split) for split in vision.SPLITS]
-    pixels = np.concatenate([part.images for part in parts]).astype(np.float64)
     labels = np.concatenate([part.labels for part in parts])
-    inputs = pixels.reshape(len(labels), -1)
-    return simulator.Samples((inputs - inputs.mean()) / inputs.std(), labels, labels)
+    (inputs,) = standardised(np.concatenate([part.images for part in parts]))
+    return simulator.Samples(inputs, labels, labels)
 
 
 def mixture(centres_per_class: int, seed: int) -> simulator.Samples:
@@ -134,4 +134,4 @@ def train_config(
     """
     epochs = condition.stretch * recipe.num_epochs
     mine = dataclasses.replace(recipe, num_epochs=epochs, weight_decay=recipe.weight_decay if condition.decays else 0.0)
-    return mine.config(data, simulator.log_spaced_epochs(epochs, num_records))
+    return mine.config(data, simulator.log_spaced_epochs(epochs, num_records), spectra=True)

@@ -4,9 +4,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from _shared.counts import PASSING, share_of_seeds
 
 from _layers import scores
-from _layers.counts import PASSING, share_of_seeds
 from _layers.scores import every, layers_at
 from nctheory.claims import AtLeast, Claim, ClaimSpec
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from _coarse.images import hardware
+from _shared.machine import hardware
 
 from _layers import record
 from _layers.image_sets import official_split
@@ -116,6 +116,7 @@ def _one(
             folder=parts / f"{condition}-{seed}",
             pool=config.images.pool,
             max_measured=config.images.max_measured,
+            spectra=True,
             progress=not config.quiet,
         )
     except vision.NonFiniteLossError as error:
@@ -146,6 +147,7 @@ def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> 
             for name in record.METRICS
         },
         finite=np.array([each is not None for each in found]),
+        spectra={name: stacked(lambda each, name=name: each.spectra[name]) for name in record.SPECTRUM},
         reached_epochs=np.stack(
             [np.full(size[0], -1) if each is None else np.asarray(each.reached_epochs) for each in found]
         ),

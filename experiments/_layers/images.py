@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from _layers.record import SPECTRUM, SPLITS
+
 if TYPE_CHECKING:
     from nctheory.vision import Images, ImageTrainConfig
     from nctheory.vision.layers import NetworkLayers
 
-SPLITS = ("train", "test")
 MILESTONES = (0.9, 0.95, 0.975, 0.99)
 
 
@@ -34,6 +35,8 @@ class MeasuredNetwork:
         milestone_epochs: first measured epoch whose running train accuracy reached each; -1 if none did.
         reached_epochs: first epoch at all that reached it, measured or not; -1 if none did.
         measure_seconds: wall time of each measurement, with compilation.
+        spectra: by field of `metrics.LayerSpectrum`, (2, L): train split, first and last measured epoch; NaN at layers
+            that are too wide, and everywhere unless asked for.
         compile_seconds: time spent compiling the training in this process.
     """
 
@@ -48,6 +51,7 @@ class MeasuredNetwork:
     milestone_epochs: Int[np.ndarray, " M"]
     reached_epochs: Int[np.ndarray, " M"]
     measure_seconds: Float[np.ndarray, " R"]
+    spectra: Mapping[str, Float[np.ndarray, "2 L"]]
     compile_seconds: float
 
     def at_milestones(self) -> dict[str, Float[np.ndarray, "M S L"]]:
@@ -71,6 +75,7 @@ def train_and_measure(
     pool: bool = False,
     max_measured: int | None = None,
     milestones: Sequence[float] = MILESTONES,
+    spectra: bool = False,
     progress: bool = True,
 ) -> MeasuredNetwork:
     """Train one network and measure `layer_collapse` at its checkpoints; go on from what `folder` holds.
@@ -82,12 +87,13 @@ def train_and_measure(
         test: test split, with the statistics of the training split.
         seed: seed of the run.
         folder: where checkpoints and measurements go; None keeps none. A folder belongs to one set of the arguments
-            here: `pool` and `max_measured` are not among what a resumed run compares.
+            here: `pool`, `max_measured` and `spectra` are not among what a resumed run compares.
         measure_epochs: increasing epochs to measure, 0 before training; `config.kept_epochs` if None.
         pool: whether activations are averaged over height and width; otherwise they are flattened.
         max_measured: images of each split that are measured, the first; all if None. The train class means are those
             of the measured images.
         milestones: shares of right answers in the batches of an epoch, each before its step.
+        spectra: whether to measure `layer_spectra` of the train images too, at the first and the last epoch.
         progress: whether to show a progress bar.
 
     Returns:
@@ -104,9 +110,11 @@ def train_and_measure(
         config = dataclasses.replace(config, checkpoint_epochs=tuple(measure_epochs))
     measured = _measured_splits(train, test, max_measured)
 
+    ends = (config.kept_epochs[0], config.kept_epochs[-1])
+
     def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
-        del epoch
-        return _measure(network, measured, loss=config.loss, pool=pool)
+        wanted = spectra and epoch in ends
+        return _measure(network, measured, loss=config.loss, pool=pool, spectra=wanted)
 
     run = vision.train_network(
         spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
@@ -124,7 +132,9 @@ def _measured_splits(train: "Images", test: "Images", count: int | None) -> "tup
     return measured
 
 
-def _measure(network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool) -> dict[str, Any]:
+def _measure(
+    network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool, spectra: bool = False
+) -> dict[str, Any]:
     """Everything of one checkpoint, as arrays by name."""
     from nctheory import vision
     from nctheory.vision.layers import layer_collapse
@@ -132,13 +142,22 @@ def _measure(network: Any, splits: tuple["Images", "Images"], *, loss: str, pool
     began = time.perf_counter()
     performance = [vision.evaluate(network, part, loss=loss) for part in splits]
     layers = layer_collapse(network, *splits, pool=pool)
+    blank = dict.fromkeys(SPECTRUM, np.full(len(layers.names), np.nan))
     return {
         "metrics": _by_name(layers),
         "losses": np.array([each.loss for each in performance]),
         "accuracies": np.array([each.accuracy for each in performance]),
         "dims": np.array(layers.dims),
+        "spectra": _spectra(network, splits[0], pool) if spectra else blank,
         "seconds": np.array(time.perf_counter() - began),
     }
+
+
+def _spectra(network: Any, images: "Images", pool: bool) -> dict[str, Float[np.ndarray, " L"]]:
+    from nctheory import vision
+
+    found = vision.layer_spectra(network, images, pool=pool).spectrum
+    return {name: np.asarray(getattr(found, name), np.float64) for name in SPECTRUM}
 
 
 def _by_name(layers: "NetworkLayers") -> dict[str, Float[np.ndarray, "S L"]]:
@@ -163,6 +182,7 @@ def _record(run: Any, epochs: tuple[int, ...], milestones: tuple[float, ...]) ->
         milestones=milestones,
         milestone_epochs=first_epochs(accuracy, milestones, among=epochs),
         reached_epochs=first_epochs(accuracy, milestones),
+        spectra={name: np.stack([rows[at]["spectra"][name] for at in (0, -1)]) for name in SPECTRUM},
         measure_seconds=np.stack([row["seconds"] for row in rows]),
         compile_seconds=run.compile_seconds,
     )

@@ -1,7 +1,7 @@
 """Options of image networks; light, because `--help` reads them."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from nctheory._cli import RunOptions, check_integer
@@ -77,6 +77,20 @@ def check_run_options(options: RunOptions, *, alone: bool) -> None:
         check_integer("num_seeds", options.num_seeds, minimum=1)
         shared["num_seeds"] = max(options.num_seeds, 2)
     RunOptions(**shared)
+
+
+def check_names(name: str, values: Sequence[str]) -> None:
+    """Check that a list of choices has at least one, none twice, and "all" only alone.
+
+    Args:
+        name: of the argument.
+        values: what was chosen.
+
+    Raises:
+        ValueError: for any other list.
+    """
+    if not values or len(set(values)) < len(values) or ("all" in values and len(values) > 1):
+        raise ArgumentError(f'Argument `{name}` must list different names, or "all" alone, but is {list(values)}.')
 
 
 def check_foreign(options: Any, names: Iterable[str], *, network: str, owner: str) -> None:

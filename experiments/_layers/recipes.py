@@ -94,7 +94,12 @@ class Recipe:
     momentum: float = 0.9
 
     def config(
-        self, data: simulator.DataSource, record_epochs: tuple[int, ...], *, keep_params: bool = False
+        self,
+        data: simulator.DataSource,
+        record_epochs: tuple[int, ...],
+        *,
+        keep_params: bool = False,
+        spectra: bool = False,
     ) -> simulator.LayerTrainConfig:
         """Configure one run that is measured in every layer.
 
@@ -102,6 +107,7 @@ class Recipe:
             data: train and held-out samples.
             record_epochs: epochs at which every layer is measured.
             keep_params: whether to keep the parameters at these epochs.
+            spectra: whether to measure the spectra of all layers at the first and the last of them.
 
         Returns:
             The configuration of `simulator.train_layers`.
@@ -113,6 +119,7 @@ class Recipe:
             num_epochs=self.num_epochs,
             record_epochs=record_epochs,
             keep_params=keep_params,
+            spectra=spectra,
             data=data,
             model=simulator.MLPSpec(widths=(self.width,) * self.depth, activation=self.activation),
             loss=self.loss,

@@ -17,6 +17,8 @@ COLLAPSE = {
     "nc2_equiangular": "mean |cos + 1/(K-1)| over pairs of centred class means",
     "nc2_etf_distance": "distance of the centred class means from a simplex ETF",
     "cdnv": "mean over pairs of classes of (var_c + var_c')/(2 |mu_c - mu_c'|^2)",
+    "nc3_duality": "|W/|W| - M/|M|| at the layer that the classifier W reads, M its centred class means",
+    "nc4_ncc_mismatch": "share of samples whose nearest own class mean is not the network's prediction, at that layer",
 }
 CENTERS = {
     "strong": "mean |h - mu_y|^2 / tr Sigma_B about the train class means",
@@ -27,6 +29,11 @@ CENTERS = {
 }
 METRICS = COLLAPSE | CENTERS
 """Every metric of a layer with its definition; all dimensionless."""
+SPECTRUM = {
+    "effective_rank": "exp of the entropy of the normalised singular values of the features about their mean",
+    "variability_collapse_index": "1 - tr(Sigma_T^+ Sigma_B)/rank(Sigma_B)",
+}
+"""What is measured on the train split before and after training; dimensionless."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class ConditionRuns:
         finite: (seed).
         reached_epochs: (seed, milestone), the epochs that reached them where only some of the epochs are measured; by
             default the measured ones.
+        spectra: by name of `SPECTRUM`, (seed, 2, layer): at the first and the last record.
     """
 
     epochs: Sequence[int]
@@ -55,6 +63,7 @@ class ConditionRuns:
     milestone_metrics: Mapping[str, np.ndarray]
     finite: np.ndarray
     reached_epochs: np.ndarray | None = None
+    spectra: Mapping[str, np.ndarray] | None = None
 
 
 def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
@@ -90,6 +99,7 @@ def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
         milestone_epochs=np.asarray(history.milestone_epochs[row], dtype=np.int64),
         milestone_metrics=metrics("milestone_"),
         finite=finite[row],
+        spectra={name: np.asarray(getattr(history.spectra, name)[row], np.float64) for name in SPECTRUM},
     )
 
 
@@ -141,7 +151,7 @@ def _of_condition(
         variables[name] = (("seed", "epoch", "split", "layer"), runs.metrics[name], words)
         marked = (("seed", "milestone", "split", "layer"), runs.milestone_metrics[name], words)
         variables[f"milestone_{name}"] = marked
-    variables |= _of_epochs(runs) | _of_milestones(runs)
+    variables |= _of_epochs(runs) | _of_milestones(runs) | _of_spectra(runs)
     variables["finite"] = (("seed",), np.asarray(runs.finite, dtype=bool))
     variables["num_epochs"] = ((), runs.epochs[-1], {"units": "epochs", "definition": "length of training"})
     coordinates = {
@@ -153,6 +163,18 @@ def _of_condition(
         "milestone": np.asarray(milestones, dtype=np.float64),
     }
     return xr.Dataset(variables, coordinates)
+
+
+def _of_spectra(runs: ConditionRuns) -> dict[str, Any]:
+    """Spectra on the axes of the other metrics; NaN where they are not measured."""
+    variables: dict[str, Any] = {}
+    for name, values in (runs.spectra or {}).items():
+        seeds, _, layers = values.shape
+        filled = np.full((seeds, len(runs.epochs), len(SPLITS), layers), np.nan)
+        filled[:, [0, -1], SPLITS.index("train")] = values
+        words = {"units": "dimensionless", "definition": f"{SPECTRUM[name]}; train split, first and last epoch"}
+        variables[name] = (("seed", "epoch", "split", "layer"), filled, words)
+    return variables
 
 
 def _of_epochs(runs: ConditionRuns) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _coarse.ranks import rank_correlation
+from _shared.ranks import rank_correlation
 from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:

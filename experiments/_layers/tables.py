@@ -87,6 +87,13 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     }
     for layer in range(layers.depth + 1):
         found[f"NC1 (q), layer {layer}"] = _shown(layers.nc1[:, layer])
+    if "effective_rank" in one:
+        spectra = last.sel(split="train")
+        for name, title in (("effective_rank", "effective rank"), ("variability_collapse_index", "VCI")):
+            found |= {
+                f"{title}, layer {layer}": _shown(spectra[name].sel(layer=layer).values)
+                for layer in (0, 1, layers.depth)
+            }
     found |= {
         # Image networks are judged from their first layer on.
         "S_h of q": _shown(scores.shallow_share(layers.nc1, first=int(of_images))),

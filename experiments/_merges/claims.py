@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from _coarse.claims import shown
-from _coarse.ranks import permuted_correlation, rank_correlation
+from _shared.ranks import permuted_correlation, rank_correlation
+from _shared.text import shown
 
 from _merges.pairings import SCHEMES
 from nctheory.claims import AtLeast, AtMost, ClaimSpec, Ledger, mean_interval

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _coarse.pool import score_all
+from _shared.pool import score_all
 
 from _merges.scoring import Labelled, score, score_names
 
@@ -130,7 +130,7 @@ def _score_all(
     config: Any, features_of: "Callable[[int, int], Any]", data: "CoarseData", merges: "list[Merge]", folder: Path
 ) -> dict[tuple[int, int, int], dict[str, Any]]:
     """Score every network at both ends, by (merge, seed, end); finished ones are kept in `folder`."""
-    from _coarse.store import cached
+    from _shared.store import cached
 
     folder.mkdir(exist_ok=True)
     jobs = [(m, j, end) for j in range(len(config.seeds)) for m in range(len(merges)) for end in range(2)]

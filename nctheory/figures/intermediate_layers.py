@@ -74,7 +74,8 @@ def over_epochs(history: "xr.Dataset", condition: str, metric: str) -> "xr.DataA
 
 def final(history: "xr.Dataset", condition: str, metric: str) -> "xr.DataArray":
     """A metric on the train split at the end of training, dimensions seed and layer."""
-    return stages(history, condition, metric)[-1][1]
+    one = history.sel(condition=condition)
+    return one[metric].sel(split="train", epoch=int(one["num_epochs"]))
 
 
 def _draw_stages(axes: "Axes", history: "xr.Dataset", condition: str, metric: str, scale: str, colors: Any) -> None:

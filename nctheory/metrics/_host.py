@@ -6,6 +6,9 @@ from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 
+# Numbers within this and its inverse have squares, and sums of squares, far from the ends of double precision.
+_SMALL = 1e-100
+
 
 def one_thread():
     """Keep BLAS and OpenMP to one thread: problems of this size only wait for each other, and sums stay in order.
@@ -24,13 +27,21 @@ def host_rows(name: str, value: AnyArray) -> np.ndarray:
 
 
 def checked_pair(train_features, test_features) -> tuple[np.ndarray, np.ndarray]:
-    """Check train and test features against each other and copy both to the host."""
+    """Check train and test features against each other and copy both to the host, in a unit whose squares are numbers.
+
+    No probe on the host depends on a common scale; the power of two by which both are divided changes no digit.
+    """
     _checks.shape("train_features", train_features, ("N", "d"))
-    _checks.shape("test_features", test_features, ("M", train_features.shape[1]))
+    _checks.shape("test_features", test_features, ("M", np.shape(train_features)[1]))
     for name, value in (("train_features", train_features), ("test_features", test_features)):
-        if 0 in value.shape:
-            raise ArgumentError(f"Argument `{name}` must not be empty, but has shape {tuple(value.shape)}.")
-    return host_rows("train_features", train_features), host_rows("test_features", test_features)
+        if 0 in np.shape(value):
+            raise ArgumentError(f"Argument `{name}` must not be empty, but has shape {np.shape(value)}.")
+    train, test = host_rows("train_features", train_features), host_rows("test_features", test_features)
+    largest = max(np.max(np.abs(each)) for each in (train, test))
+    if not largest or _SMALL < largest < 1 / _SMALL:
+        return train, test
+    exponent = -int(np.frexp(largest)[1])
+    return np.ldexp(train, exponent), np.ldexp(test, exponent)
 
 
 def checked_labels(name: str, labels, length: int, num_classes: int | None = None) -> np.ndarray:

@@ -77,17 +77,17 @@ def check_form(features: Any, labels: Any, *, num_classes: int) -> None:
     """Check all of `check_inputs` but that the features are finite, which takes a pass over them."""
     _checks.integer("num_classes", num_classes, minimum=2)
     _checks.shape("features", features, ("N", "d"))
-    dtype = getattr(features, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(f"Argument `features` must hold real floating-point numbers, but has dtype {dtype}.")
+    _checks.floating("features", features)
     if np.shape(features)[1] == 0:
         raise ArgumentError(f"Argument `features` must have at least 1 column, but has shape {np.shape(features)}.")
     _checks.labels("labels", labels, num_classes=num_classes, length=np.shape(features)[0])
 
 
-def check_finite(features: Any) -> None:
+def check_finite(features: Any, *, name: str = "features") -> None:
     """Check that features are finite as they will be measured: a float64 number may be infinite in float32."""
-    _checks.finite("features", jnp.asarray(features) if _checks.is_concrete(features) else features)
+    with np.errstate(over="ignore"):
+        measured = jnp.asarray(features) if _checks.is_concrete(features) else features
+    _checks.finite(name, measured)
 
 
 def as_labels(labels: Any, num_classes: int) -> Integer[Array, " N"]:

@@ -239,9 +239,7 @@ def ood_orthogonality(
     _check(features, labels, num_classes)
     _checks.choice("about", about, ("global_mean", "origin"))
     _checks.shape("ood_features", ood_features, ("M", np.shape(features)[1]))
-    dtype = getattr(ood_features, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(f"Argument `ood_features` must hold real floating-point numbers, but has dtype {dtype}.")
+    _checks.floating("ood_features", ood_features)
     _checks.finite("ood_features", ood_features)
     if np.shape(ood_features)[0] == 0:
         raise ArgumentError("Argument `ood_features` must have at least 1 row, but has none.")

@@ -18,7 +18,7 @@ from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
-from nctheory.metrics._moments import HIGHEST, working_dtype
+from nctheory.metrics._moments import HIGHEST, check_finite, working_dtype
 from nctheory.metrics.transfer import knn_accuracy, linear_probe_accuracy, nearest_center_accuracy
 
 SCALINGS = ("global", "per_feature", "none")
@@ -61,7 +61,8 @@ def ridge_probe_accuracy(
 
     Returns:
         Accuracy in [0, 1], dimensionless, higher is better; ties go to the smaller label. NaN for train features
-        without any spread, which hold nothing to probe, and, under tracing, for features that are not finite.
+        without any spread, which hold nothing to probe, and, under tracing, for features that are not finite or a
+        label out of range.
 
     Raises:
         ValueError: for wrong shapes or dtypes, labels out of range, features that are not finite, an option out of
@@ -91,9 +92,8 @@ def _check(train_features: Any, train_labels: Any, test_features: Any, test_labe
     for name, each in (("train_features", train_features), ("test_features", test_features)):
         if 0 in np.shape(each):
             raise ArgumentError(f"Argument `{name}` must not be empty, but has shape {np.shape(each)}.")
-        if not jnp.issubdtype(each.dtype, jnp.floating):
-            raise ArgumentError(f"Argument `{name}` must hold floating-point numbers, but has dtype {each.dtype}.")
-        _checks.finite(name, each)
+        _checks.floating(name, each)
+        check_finite(each, name=name)
     limit = np.iinfo(np.int32).max
     _checks.labels("train_labels", train_labels, num_classes=limit, length=np.shape(train_features)[0])
     _checks.labels("test_labels", test_labels, num_classes=limit, length=np.shape(test_features)[0])
@@ -124,7 +124,9 @@ def _ridge(
     shares = jnp.mean(jax.nn.one_hot(train_labels, num_classes, dtype=train.dtype), axis=0)
     guesses = jnp.argmax(outputs + shares[None, :], axis=1).astype(jnp.int32)
     hits = jnp.mean((guesses == test_labels.astype(jnp.int32)).astype(train.dtype))
-    return jnp.where((variance > 0) & jnp.isfinite(jnp.sum(outputs)), hits, jnp.nan)
+    classes = jnp.concatenate([train_labels.astype(jnp.int32), test_labels.astype(jnp.int32)])
+    known = jnp.all((classes >= 0) & (classes < num_classes)) & jnp.isfinite(jnp.sum(outputs))
+    return jnp.where((variance > 0) & known, hits, jnp.nan)
 
 
 def _inverse(values: Any, penalty: Any) -> Any:

@@ -5,6 +5,7 @@ half of the digits.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -139,6 +140,40 @@ def variability_collapse_index(
     _moments.check_inputs(features, labels, num_classes=num_classes)
     _checks.no_empty_class("labels", labels, num_classes=num_classes)
     return _vci(features, labels, num_classes=int(num_classes))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """What the spectrum of labelled features says, at one layer or at several with the layers on the last axis.
+
+    Attributes:
+        effective_rank: of the features about their mean.
+        variability_collapse_index: share of the class directions' spread that lies within classes.
+    """
+
+    effective_rank: Float[Array, "*batch"]
+    variability_collapse_index: Float[Array, "*batch"]
+
+
+def layer_spectrum(
+    features: Float[AnyArray, "N d"], labels: Integer[AnyArray, " N"], *, num_classes: int
+) -> LayerSpectrum:
+    """Measure `effective_rank` and `variability_collapse_index` of the same features.
+
+    Args:
+        features: activations, one row a sample, any common unit.
+        labels: class of each sample, 0..K-1, every class present.
+        num_classes: K, at least 2.
+
+    Returns:
+        Both, dimensionless; NaN where undefined, as the functions say.
+
+    Raises:
+        ValueError: as the functions do.
+    """
+    index = variability_collapse_index(features, labels, num_classes=num_classes)
+    return LayerSpectrum(_of_spectrum(features, measure=_effective_rank), index)
 
 
 def _check(features: Any) -> None:

@@ -1,7 +1,7 @@
 """Training by epochs, measured in every layer: at chosen epochs and where the train accuracy reaches milestones."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +11,17 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from nctheory import _checks, metrics, objectives
+from nctheory import _checks, objectives
 from nctheory._errors import ArgumentError
-from nctheory.metrics.held_out import LayerMetrics, held_out_collapse
-from nctheory.simulator._updates import data_loss, make_optimizer, make_scored_objective, split
+from nctheory.metrics.held_out import LayerMetrics
+from nctheory.metrics.spectrum import LayerSpectrum
+from nctheory.simulator._layer_measures import Scores, measure_layers, measure_spectra
+from nctheory.simulator._updates import make_optimizer, make_scored_objective, split
 from nctheory.simulator.data import FixedData
 from nctheory.simulator.mixtures import Samples
-from nctheory.simulator.models import Model, UnconstrainedFeaturesSpec
+from nctheory.simulator.models import UnconstrainedFeaturesSpec
 from nctheory.simulator.records import record_steps
-from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, class_readout, initial_model
+from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, initial_model
 
 MILESTONES = (0.9, 0.95, 0.975, 0.99)
 _ANY_KEY = 0
@@ -38,6 +40,8 @@ class LayerTrainConfig:
         milestones: increasing accuracies in (0, 1]; everything is also measured at the end of the first epoch whose
             running train accuracy, the share of right answers in its batches before each step, reaches them.
         keep_params: whether to keep the trained parameters at every record.
+        spectra: whether the spectrum of every layer's train features is measured at the first and the last record:
+            decompositions that cost far more than everything else that is measured.
 
     Raises:
         ValueError: when a bound above is violated, or fixed data have no held-out sample of a class.
@@ -48,6 +52,7 @@ class LayerTrainConfig:
     record_epochs: tuple[int, ...] = field(metadata={"static": True})
     milestones: tuple[float, ...] = field(default=MILESTONES, metadata={"static": True})
     keep_params: bool = field(default=False, metadata={"static": True})
+    spectra: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self):
         _checks.integer("num_epochs", self.num_epochs, minimum=1)
@@ -79,6 +84,7 @@ class LayerTrainConfig:
         record_epochs: tuple[int, ...],
         milestones: tuple[float, ...] = MILESTONES,
         keep_params: bool = False,
+        spectra: bool = False,
         **run: Any,
     ) -> "LayerTrainConfig":
         """Configure a run by its number of epochs.
@@ -88,6 +94,7 @@ class LayerTrainConfig:
             record_epochs: epochs at which everything is measured.
             milestones: train accuracies at which everything is measured.
             keep_params: whether to keep the trained parameters at every record.
+            spectra: whether the spectra of all layers are measured at the first and the last record.
             **run: fields of `TrainConfig` but `num_steps`.
 
         Returns:
@@ -100,7 +107,8 @@ class LayerTrainConfig:
         if "data" not in run:
             raise ArgumentError("Argument `data` must be given, but is not.")
         steps = _steps_per_epoch(run["data"], run.get("batch_size"))
-        return cls(TrainConfig(**run, num_steps=num_epochs * steps), num_epochs, record_epochs, milestones, keep_params)
+        settings = (num_epochs, record_epochs, milestones, keep_params, spectra)
+        return cls(TrainConfig(**run, num_steps=num_epochs * steps), *settings)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,6 +136,7 @@ class LayerHistory:
         milestone_epochs: first epoch whose running accuracy reaches each milestone; -1 where none does.
         milestone_train: every layer on the train samples at the end of that epoch; NaN where none does.
         milestone_test: the same on the held-out samples.
+        spectra: every layer's spectrum on the train samples at the first and the last record, or None unless `spectra`.
         params: trained parameters, stacked over records, or None unless `keep_params`.
         finite: whether the loss stayed finite at every record.
     """
@@ -143,6 +152,7 @@ class LayerHistory:
     milestone_epochs: Int[Array, "*batch M"]
     milestone_train: LayerMetrics
     milestone_test: LayerMetrics
+    spectra: LayerSpectrum | None
     params: Any
     finite: Any
 
@@ -170,8 +180,8 @@ def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
     final, kept = _descend(config, graph, params, frozen, train, jax.random.fold_in(key, BATCH_STREAM))
     every = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, final.snapshots)
 
-    def measure(params: Any) -> tuple[_Scores, _Scores]:
-        found = _measure(config, nnx.merge(graph, params, frozen), train, test)
+    def measure(params: Any) -> tuple[Scores, Scores]:
+        found = measure_layers(run, nnx.merge(graph, params, frozen), train, test)
         # The inputs would have numbers also without a network, be it diverged or, for a milestone, not there.
         known = jnp.isfinite(found[0].loss)
         return jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.nan), found)
@@ -194,6 +204,7 @@ def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
         milestone_epochs=final.milestone_epochs,
         milestone_train=train_marks.layers,
         milestone_test=test_marks.layers,
+        spectra=_spectra(config, (graph, kept, frozen), train, train_records.loss) if config.spectra else None,
         params=kept if config.keep_params else None,
         finite=jnp.all(jnp.isfinite(train_records.loss)),
     )
@@ -205,12 +216,6 @@ class _State(NamedTuple):
     epoch_accuracy: jax.Array
     milestone_epochs: jax.Array
     snapshots: Any
-
-
-class _Scores(NamedTuple):
-    loss: jax.Array
-    accuracy: jax.Array
-    layers: LayerMetrics
 
 
 def _steps_per_epoch(data: Any, batch_size: int | None) -> int:
@@ -309,70 +314,16 @@ def _make_epoch(config: LayerTrainConfig, objective: Any, optimizer: Any, train:
     return run_epoch
 
 
-def _measure(config: LayerTrainConfig, model: Model, train: Samples, test: Samples) -> tuple[_Scores, _Scores]:
-    """Every layer on both splits."""
-    layers, outputs = zip(*(_layers_and_outputs(model, part) for part in (train, test)), strict=True)
-    predictions = [jnp.argmax(each, axis=1).astype(jnp.int32) for each in outputs]
-    num_classes = config.run.data.num_labels
+def _spectra(config: LayerTrainConfig, models: Any, train: Samples, losses: jax.Array) -> LayerSpectrum:
+    """Spectra of the networks at the first and the last record; NaN where the loss is not finite."""
+    graph, kept, frozen = models
 
-    def measured(features: tuple[jax.Array, jax.Array]) -> tuple[LayerMetrics, LayerMetrics]:
-        def of(at: int, part: Samples) -> LayerMetrics:
-            return LayerMetrics(
-                metrics.collapse_metrics(features[at], part.labels, num_classes=num_classes),
-                held_out_collapse(
-                    features[0],
-                    train.labels,
-                    features[at],
-                    part.labels,
-                    num_classes=num_classes,
-                    predictions=predictions[at],
-                ),
-            )
+    def measure(at: jax.Array) -> LayerSpectrum:
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[at], kept), frozen)
+        found = measure_spectra(model, train, num_classes=config.run.data.num_labels)
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(losses[at]), leaf, jnp.nan), found)
 
-        return of(0, train), of(1, test)
-
-    found = _over_layers(measured, list(zip(*layers, strict=True)))
-    found = [
-        _with_classifier(each, model, part_layers[-1], part.labels, num_classes)
-        for each, part_layers, part in zip(found, layers, (train, test), strict=True)
-    ]
-    on_train, on_test = (
-        _Scores(data_loss(config.run, out, part.labels), objectives.accuracy(out, part.labels), record)
-        for out, part, record in zip(outputs, (train, test), found, strict=True)
-    )
-    return on_train, on_test
-
-
-def _with_classifier(found: LayerMetrics, model: Model, features: Any, labels: Any, num_classes: int) -> LayerMetrics:
-    """Add what the readout decides, at the layer that it reads."""
-    weight, bias = class_readout(model)
-    last = metrics.collapse_metrics(features, labels, num_classes=num_classes, weight=weight, bias=bias)
-    return replace(
-        found,
-        collapse=replace(
-            found.collapse,
-            nc3_duality=found.collapse.nc3_duality.at[-1].set(last.nc3_duality),
-            nc4_ncc_mismatch=found.collapse.nc4_ncc_mismatch.at[-1].set(last.nc4_ncc_mismatch),
-        ),
-    )
-
-
-def _layers_and_outputs(model: Model, samples: Samples) -> tuple[list[jax.Array], jax.Array]:
-    hidden = model.layer_features(samples.inputs)
-    return [jnp.asarray(samples.inputs), *hidden], model.outputs(hidden[-1])
-
-
-def _over_layers(measured: Any, layers: list[Any]) -> Any:
-    """Measure every layer, with the layers on the last axis; layers of one width are one batched program."""
-    widths = [pair[0].shape[1] for pair in layers]
-    found: list[Any] = [None] * len(layers)
-    for width in dict.fromkeys(widths):
-        members = [at for at, each in enumerate(widths) if each == width]
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *(layers[at] for at in members))
-        together = lax.map(measured, stacked)
-        for row, at in enumerate(members):
-            found[at] = jax.tree.map(lambda leaf, row=row: leaf[row], together)
-    return jax.tree.map(lambda *each: jnp.stack(each), *found)
+    return lax.map(measure, jnp.array([0, len(config.record_epochs) - 1], jnp.int32))
 
 
 def log_spaced_epochs(num_epochs: int, num_records: int) -> tuple[int, ...]:

@@ -16,10 +16,14 @@ Scalar = float | int | np.floating | Float[AnyArray, ""]
 
 
 def float_dtype(*values: Any) -> np.dtype:
-    """Widest floating dtype among the array arguments; without any, the default of the running JAX configuration."""
+    """Widest floating dtype among the array arguments, at least single precision, which decompositions need.
+
+    Without any array, the default of the running JAX configuration.
+    """
     values = tuple(entry for v in values for entry in (v if isinstance(v, list | tuple) else [v]))
     dtypes = [v.dtype for v in values if hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jnp.floating)]
-    widest = np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
+    wide = [each if jnp.finfo(each).bits >= 32 else np.float32 for each in dtypes]
+    widest = np.result_type(*wide) if wide else np.dtype(np.float64)
     return jax.dtypes.canonicalize_dtype(widest)
 
 

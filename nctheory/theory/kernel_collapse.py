@@ -149,6 +149,7 @@ def relative_nc1(
     References:
         The baseline is that of the public code shallow_nc1; definition derived here.
     """
+    _checks.shape("kernel", kernel, ("N", "N"))
     _checks.shape("inputs", inputs, (jnp.shape(kernel)[0], "d"))
     _checks.finite("inputs", inputs)
     rows = as_float(inputs, float_dtype(inputs))

@@ -113,6 +113,8 @@ def kernel_layers(
     _checks.finite("x", x)
     if x2 is not None:
         _checks.shape("x2", x2, ("M", jnp.shape(x)[1]))
+        if 0 in jnp.shape(x2):
+            raise ArgumentError(f"Argument `x2` must have at least 1 row, but has shape {jnp.shape(x2)}.")
         _checks.finite("x2", x2)
     depth = _checks.integer("depth", depth, minimum=1)
     _checks.choice("activation", activation, EXPECTATIONS)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from nctheory.vision import networks as networks
     from nctheory.vision.layers import NetworkLayers as NetworkLayers
     from nctheory.vision.layers import layer_collapse as layer_collapse
+    from nctheory.vision.spectra import NetworkSpectra as NetworkSpectra
+    from nctheory.vision.spectra import layer_spectra as layer_spectra
     from nctheory.vision.train import Evaluation as Evaluation
     from nctheory.vision.train import NonFiniteLossError as NonFiniteLossError
     from nctheory.vision.train import TrainedNetwork as TrainedNetwork
@@ -61,6 +63,7 @@ _OF_TRAINING = (
 
 
 _OF_LAYERS = ("NetworkLayers", "layer_collapse")
+_OF_SPECTRA = ("NetworkSpectra", "layer_spectra")
 
 
 def __getattr__(name: str):
@@ -69,6 +72,8 @@ def __getattr__(name: str):
         return importlib.import_module("nctheory.vision.networks")
     if name in _OF_LAYERS:
         return getattr(importlib.import_module("nctheory.vision.layers"), name)
+    if name in _OF_SPECTRA:
+        return getattr(importlib.import_module("nctheory.vision.spectra"), name)
     if name in _OF_TRAINING:
         return getattr(importlib.import_module("nctheory.vision.train"), name)
     raise AttributeError(f"module 'nctheory.vision' has no attribute {name!r}")
@@ -76,4 +81,5 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     """List the public names, those that are imported later among them."""
-    return sorted({*(name for name in globals() if not name.startswith("_")), "networks", *_OF_LAYERS, *_OF_TRAINING})
+    later = ("networks", *_OF_LAYERS, *_OF_SPECTRA, *_OF_TRAINING)
+    return sorted({*(name for name in globals() if not name.startswith("_")), *later})

@@ -119,8 +119,8 @@ def layer_collapse(
     num_classes = train.num_classes if num_classes is None else _checks.integer("num_classes", num_classes, minimum=2)
     _check_splits(train, test, num_classes, require_all_test_classes)
     _checks.integer("batch_size", batch_size, minimum=1)
-    graph, state = _eval_mode(network)
     weight, bias = _classifier_of(network)
+    graph, state = _eval_mode(network)
     predicts = len(weight) == num_classes
     chosen = _chosen(_sizes(graph, state, train, pool), layers, include_input)
     reader = _Reader(graph, tuple(chosen), tuple(chosen.values()), pool, predicts)
@@ -179,6 +179,12 @@ def _sizes(graph: Any, state: Any, images: Images, pool: bool) -> dict[str, int]
                 f"Argument `network` must name its layers, {FEATURES!r} among them and none {INPUT!r}, but "
                 f"`layer_features` gives {given}."
             )
+        flat = [name for name, each in found.items() if np.ndim(each) < 2]
+        if flat:
+            raise ArgumentError(
+                f"Argument `network` must give activations with an axis of images and at least one of features, but "
+                f"layer {flat[0]!r} has shape {np.shape(found[flat[0]])}."
+            )
         # Noted here, because `eval_shape` would sort the keys of a plain dictionary.
         names.extend(found)
         return tuple(_flat(each, pool) for each in found.values())
@@ -193,7 +199,7 @@ def _sizes(graph: Any, state: Any, images: Images, pool: bool) -> dict[str, int]
 def _chosen(sizes: dict[str, int], layers: Sequence[str] | None, include_input: bool) -> dict[str, int]:
     """Dimensions of the layers to measure, in their order."""
     known = [name for name in sizes if name != INPUT]
-    if isinstance(layers, str):
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
         raise ArgumentError(f"Argument `layers` must be a sequence of names, but is {layers!r}.")
     wanted = known if layers is None else list(layers)
     unknown = [name for name in wanted if not isinstance(name, str) or name not in sizes]

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from _coarse import claims, store
+from _coarse import claims
+from _shared import store
 
 from nctheory.runs import RunFolderError
 from tests.experiments.conftest import run_here, run_script

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from _coarse.ranks import rank_correlation
 from _merges import claims as merge_claims
 from _merges import pairings, scoring, similarity
+from _shared.ranks import rank_correlation
 
 from nctheory import vision
 from tests.experiments.conftest import assert_refused, history_of, run_here, run_script

@@ -1,8 +1,12 @@
 """The layer experiment: its units, data, criteria and predictions, files of a smoke run, verdict logic."""
 
+import csv
 import dataclasses
+import io
 import json
+import shutil
 
+import activations
 import intermediate_layers
 import jax
 import jax.numpy as jnp
@@ -146,6 +150,11 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert (history["milestone_epoch"] == -1).any()
     assert np.isnan(history["milestone_nc1"].where(history["milestone_epoch"] < 0)).all()
     assert np.isfinite(history["nc1"].sel(condition="digits", epoch=3)).all()
+    for name in ("effective_rank", "variability_collapse_index"):
+        assert np.isfinite(history[name].sel(condition="digits", epoch=[0, 3], split="train")).all()
+    # The classifier reads the last layer alone.
+    known = np.isfinite(history["nc3_duality"].sel(condition="digits", epoch=3)).all(["seed", "split"])
+    assert known.values.tolist() == [False] * 5 + [True]
     ledger = [claim["id"] for claim in json.loads((out / "claims.json").read_text())]
     assert {"A0", "A1", "A2", "A3", "law/even", "deep-linear/rate"} <= set(ledger)
 
@@ -200,6 +209,8 @@ def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
         ({"num_records": 1}, "Argument `num_records` must be an integer >= 2"),
         ({"learning_rate": float("nan")}, "Argument `learning_rate` must be > 0 and finite, but is nan"),
         ({"dataset": ("digits", "digits")}, "Argument `dataset` must list different image sets"),
+        ({"conditions": ("gmm_easy", "gmm_easy")}, "Argument `conditions` must list different names"),
+        ({"conditions": ("all", "gmm_easy")}, 'must list different names, or "all" alone'),
         ({"network": "vgg11", "depth": 3}, "Argument `depth` must be left alone with this network"),
         ({"num_seeds": 1}, "Argument `num_seeds` must be an integer >= 2"),
     ],
@@ -253,3 +264,25 @@ def test_unknown_names_list_the_known_ones(tmp_path):
     ):
         result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
         assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
+
+
+def test_figure_of_activations_has_a_row_a_run(smoke, tmp_path):
+    out, _ = smoke
+    other = shutil.copytree(out, tmp_path / "other", ignore=shutil.ignore_patterns("parts", ".lock"))
+    config = json.loads((other / "config.json").read_text())
+    config["config"] |= {"activation": "tanh", "loss": "cross_entropy"}
+    (other / "config.json").write_text(json.dumps(config))
+    found = tmp_path / "figures"
+    assert activations.run(activations.Config(runs=(out, other), out=found)) == 0
+    assert {path.name for path in found.iterdir()} == {f"activations.{end}" for end in ("pdf", "png", "csv")}
+    rows = list(csv.DictReader(io.StringIO((found / "activations.csv").read_text())))
+    assert [(row["activation"], row["loss"]) for row in rows] == [("relu", "mse"), ("tanh", "cross_entropy")]
+    claims = {claim["id"]: claim for claim in json.loads((out / "claims.json").read_text())}
+    for name in ("A0", "A1", "A2"):
+        assert float(rows[0][name]) == pytest.approx(claims[name]["measured"], abs=5e-3)
+    history = history_of(out)
+    last = history.sel(split="train", epoch=3)["nc1"].median("seed")
+    for name, column in (("digits", "nc1_last"), ("digits_no_decay", "nc1_last_no_decay")):
+        assert float(rows[0][column]) == pytest.approx(float(last.sel(condition=name)[-1]), rel=5e-3)
+    with pytest.raises(ValueError, match="must hold one run of each activation and loss"):
+        activations.run(activations.Config(runs=(out, out), out=found))

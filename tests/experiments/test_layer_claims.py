@@ -154,6 +154,7 @@ def _made_up_runs(layers, epochs, seeds):
         milestone_epochs=np.array([[1, -1]] * seeds),
         milestone_metrics={name: values(name) for name in record.METRICS},
         finite=np.ones(seeds, bool),
+        spectra={name: np.arange(12.0).reshape(2, 6) + np.zeros((seeds, 1, 1)) for name in record.SPECTRUM},
     )
 
 
@@ -261,6 +262,19 @@ def test_a_diverged_seed_is_never_dropped():
     assert rows["A1"].verdict == "inconclusive"
     assert rows["A1"].num_nonfinite == 1
     assert rows["A1"].measured == 7 / 8
+
+
+def test_spectra_stand_at_the_first_and_the_last_epoch_of_the_train_split():
+    history = _made_up_record()
+    one = history["effective_rank"].sel(condition="digits")
+    last = int(history["num_epochs"].sel(condition="digits"))
+    np.testing.assert_array_equal(one.sel(split="train", epoch=0, seed=2), np.arange(6.0))
+    np.testing.assert_array_equal(one.sel(split="train", epoch=last, seed=2), np.arange(6.0, 12))
+    assert int(one.notnull().sum()) == 2 * 8 * 6
+    row = next(line for line in tables.table(history).splitlines() if line.startswith("effective rank, layer 5"))
+    assert row.split()[-4:] == ["11", "11", "11", "11"]
+    without = tables.table(history.drop_vars(list(record.SPECTRUM)))
+    assert "effective rank" not in without
 
 
 def test_table_and_reading_hold_the_measured_numbers():

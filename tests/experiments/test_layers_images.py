@@ -28,8 +28,8 @@ def run(tmp_path_factory):
     """A finished run with its folder and data; read only."""
     data = splits(60, 30)
     folder = tmp_path_factory.mktemp("layers") / "run"
-    found = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, measure_epochs=(0, 2, 4), progress=False)
-    return found, folder, data
+    options = {"measure_epochs": (0, 2, 4), "spectra": True, "progress": False}
+    return train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, **options), folder, data
 
 
 def test_measurements_are_those_of_the_checkpoints(run):
@@ -59,6 +59,20 @@ def test_measurements_are_those_of_the_checkpoints(run):
     assert (nc1[:, 0] != nc1[:, 1]).all()
 
 
+def test_spectra_are_those_of_the_first_and_the_last_network(run):
+    found, folder, (train, _) = run
+    for row, epoch in enumerate((0, 4)):
+        wanted = vision.layer_spectra(vision.load_network(SPEC, folder, epoch), train).spectrum
+        for name, values in found.spectra.items():
+            np.testing.assert_allclose(values[row], getattr(wanted, name), rtol=1e-4, err_msg=name)
+    rank, index = found.spectra["effective_rank"], found.spectra["variability_collapse_index"]
+    assert np.isfinite(rank).all()
+    # 60 images have 59 directions about their mean, fewer than the 108 pixels.
+    assert np.isnan(index[:, 0]).all()
+    assert np.isfinite(index[:, 1:]).all()
+    assert (rank[0, 1:] != rank[1, 1:]).all()
+
+
 def test_test_accuracy_is_that_of_the_training(run):
     found, _, _ = run
     np.testing.assert_allclose(found.accuracies[1:, 1], found.curves["test_accuracy"][[1, 3]], atol=1e-6)
@@ -72,11 +86,14 @@ def test_resumed_run_is_the_uninterrupted_one(run, tmp_path):
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "epoch_000004")
     for _ in range(2):  # The second time nothing is left to train.
-        again = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=copy, measure_epochs=(0, 2, 4), progress=False)
+        options = {"measure_epochs": (0, 2, 4), "spectra": True, "progress": False}
+        again = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=copy, **options)
         assert again.names == found.names
         assert again.dims == found.dims
         for name, values in found.metrics.items():
             np.testing.assert_array_equal(again.metrics[name], values, err_msg=name)
+        for name, values in found.spectra.items():
+            np.testing.assert_array_equal(again.spectra[name], values, err_msg=name)
         for name in ("train_loss", "test_accuracy"):
             np.testing.assert_array_equal(again.curves[name], found.curves[name])
         np.testing.assert_array_equal(again.milestone_epochs, found.milestone_epochs)
@@ -105,6 +122,7 @@ def test_fewer_images_measured_train_no_less(run):
     found = train_and_measure(SPEC, config, train, test, seed=1, max_measured=21, progress=False)
     whole = train_and_measure(SPEC, config, train, test, seed=1, progress=False)
     np.testing.assert_array_equal(found.epochs, [1])
+    assert all(np.isnan(values).all() and values.shape == (2, 3) for values in found.spectra.values())
     np.testing.assert_array_equal(found.curves["train_loss"], whole.curves["train_loss"])
     assert found.metrics["nc1"][0, 0, -1] != whole.metrics["nc1"][0, 0, -1]
     assert found.accuracies[0, 0] * 21 == pytest.approx(round(found.accuracies[0, 0] * 21), abs=1e-6)

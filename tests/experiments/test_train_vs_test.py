@@ -231,8 +231,9 @@ def test_bad_arguments_end_as_one_line(arguments, message, tmp_path):
     [
         ({"sizes": (200, 100)}, "Argument `sizes` must be at least two increasing numbers"),
         ({"sizes": (100,)}, "Argument `sizes` must be at least two increasing numbers"),
-        ({"parts": ()}, "Argument `parts` must name different parts"),
-        ({"parts": ("all", "all")}, "Argument `parts` must name different parts"),
+        ({"parts": ()}, "Argument `parts` must list different names"),
+        ({"parts": ("all", "all")}, "Argument `parts` must list different names"),
+        ({"parts": ("collapse", "all")}, 'must list different names, or "all" alone'),
         ({"depth": 1}, "Argument `depth` must be an integer >= 2, but is 1"),
         ({"learning_rate": float("nan")}, "Argument `learning_rate` must be > 0 and finite, but is nan"),
         ({"num_images": 1}, "Argument `num_images` must be an integer >= 2"),

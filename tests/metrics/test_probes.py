@@ -125,6 +125,15 @@ def test_degenerate_features():
     assert np.isnan(bad)
 
 
+@pytest.mark.parametrize("shift", [-1, 3, 30])
+def test_labels_out_of_range_that_only_a_program_sees_give_nan(shift):
+    train, labels, test, truth = _blobs(5)
+    score = jax.jit(lambda y, z: ridge_probe_accuracy(train, y, test, z, num_classes=3))
+    assert float(score(labels, truth)) > 0.5
+    assert np.isnan(score(labels + shift, truth))
+    assert np.isnan(score(labels, np.where(np.arange(len(truth)) == 7, truth + 3 * shift, truth)))
+
+
 def test_probes_by_name_are_the_functions():
     data = _blobs(6)
     found = probe_accuracies(*data)
@@ -143,7 +152,11 @@ def test_probes_by_name_are_the_functions():
         ({"train_features": np.zeros(4)}, r"Argument `train_features` must have shape \(N, d\)"),
         ({"test_features": np.zeros((4, 3))}, r"Argument `test_features` must have shape \(M, 5\)"),
         ({"train_features": np.full((120, 5), np.nan)}, r"Argument `train_features` must be finite, but has 600 NaN"),
-        ({"train_features": np.zeros((120, 5), int)}, r"Argument `train_features` must hold floating-point numbers"),
+        (
+            {"train_features": np.zeros((120, 5), int)},
+            r"Argument `train_features` must hold real floating-point numbers, but has dtype int64",
+        ),
+        ({"train_features": [[1.0] * 5] * 120}, "must hold real floating-point numbers, but is no array but a list"),
         ({"test_features": np.zeros((0, 5))}, r"Argument `test_features` must not be empty"),
         ({"train_labels": np.zeros(119, int)}, r"Argument `train_labels` must have shape \(120,\)"),
         ({"test_labels": np.zeros(120)}, r"Argument `test_labels` must hold integers"),

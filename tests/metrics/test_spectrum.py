@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nctheory import frames
 from nctheory.metrics import _moments as moments_module
-from nctheory.metrics.spectrum import effective_rank, stable_rank, variability_collapse_index
+from nctheory.metrics.spectrum import effective_rank, layer_spectrum, stable_rank, variability_collapse_index
 
 X64 = jax.config.read("jax_enable_x64")
 # Algebra on well-conditioned data: a few hundred roundings of the working precision.
@@ -293,3 +293,13 @@ def test_without_class_structure_the_index_is_the_share_of_sample_space_left_ove
     expected = 1 - max(dim, num_classes - 1) / (num_samples - 1)
     # Four standard errors of the mean over 100 draws.
     assert abs(float(jnp.mean(index)) - expected) < 4 * float(jnp.std(index)) / 10
+
+
+def test_layer_spectrum_is_both_measures():
+    features = np.random.default_rng(3).standard_normal((40, 6))
+    labels = np.arange(40) % 4
+    found = layer_spectrum(features, labels, num_classes=4)
+    assert found.effective_rank == effective_rank(features)
+    assert found.variability_collapse_index == variability_collapse_index(features, labels, num_classes=4)
+    blank = jax.jit(lambda rows: layer_spectrum(rows, labels, num_classes=4))(features * np.nan)
+    assert all(np.isnan(leaf) for leaf in jax.tree.leaves(blank))

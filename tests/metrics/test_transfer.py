@@ -101,6 +101,16 @@ def test_degenerate_inputs():
     assert not transfer.linear_probe(train, labels, test, max_iterations=1).converged
 
 
+@pytest.mark.parametrize("scale", [2.0**660, 2.0**-660])
+def test_features_whose_squares_are_no_numbers_are_measured_in_another_unit(scale):
+    train, labels, test, truth = _blobs(8)
+    for score in (transfer.linear_probe_accuracy, transfer.knn_accuracy, transfer.nearest_center_accuracy):
+        plain = score(train, labels, test, truth)
+        assert 0.5 < plain <= 1
+        # A power of two changes no digit.
+        assert score(train * scale, labels, test * scale, truth) == plain
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

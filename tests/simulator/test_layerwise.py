@@ -81,9 +81,17 @@ def test_minibatch_descent_is_the_literal_loop(key):
 
 
 def test_every_layer_is_measured_as_the_metrics_do(key):
-    config = make(keep_params=True)
+    config = make(keep_params=True, spectra=True)
     found = train_layers(config, key)
     train, test = DATA.draw(jax.random.fold_in(key, 0))
+    assert found.spectra.effective_rank.shape == (2, 4)
+    for row, at in enumerate((0, -1)):
+        kept = simulator.trained_model(config.run, key, jax.tree.map(lambda leaf, at=at: leaf[at], found.params))
+        for depth, each in enumerate([train.inputs, *kept.layer_features(train.inputs)]):
+            here = jax.tree.map(lambda leaf, at=(row, depth): leaf[at], found.spectra)
+            # Roots of small eigenvalues: the other order of sums of two programs moves them.
+            same(here, metrics.layer_spectrum(each, train.labels, num_classes=3), rtol=1e-6 if X64 else 2e-3)
+    assert train_layers(make(num_epochs=1, record_epochs=(1,)), key).spectra is None
     model = simulator.trained_model(config.run, key, jax.tree.map(lambda leaf: leaf[1], found.params))
     layers = [[part.inputs, *model.layer_features(part.inputs)] for part in (train, test)]
     answers = [np.argmax(model(part.inputs), axis=1) for part in (train, test)]

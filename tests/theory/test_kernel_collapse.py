@@ -175,3 +175,19 @@ def test_errors(own_errors):
             kernel_collapse(*arguments, **({"num_classes": 2} | options))
     with pytest.raises(ValueError, match=r"`inputs` must have shape \(4, d\)"):
         relative_nc1(good, np.ones((3, 2)), labels, num_classes=2)
+    with pytest.raises(ValueError, match=r"`kernel` must have shape \(N, N\), but has shape \(\)"):
+        relative_nc1(1.0, np.ones((4, 2)), labels, num_classes=2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_measured_in_single(dtype):
+    features, labels, _ = problem(10)
+    # Numbers that half precision holds exactly.
+    features = np.round(4 * features) / 4
+    kernel = gram(features[:, :1])
+    rounded = jnp.asarray(kernel, dtype)
+    found = kernel_collapse(rounded, labels, num_classes=3, feature_dim=1).nc1
+    assert found.dtype == jnp.float32
+    single = kernel_collapse(rounded.astype(jnp.float32), labels, num_classes=3, feature_dim=1).nc1
+    np.testing.assert_array_equal(found, single)
+    assert np.isfinite(single)

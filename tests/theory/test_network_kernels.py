@@ -229,6 +229,10 @@ def test_transformations_and_dtype(activation):
     single = layers(activation, POINTS.astype(np.float32), weight_std=1.5)
     assert single.ntk.dtype == single.features.dtype == jnp.float32
     np.testing.assert_allclose(single.ntk, layers(activation, weight_std=1.5).ntk, rtol=1e-4, atol=1e-4)
+    half = layers(activation, POINTS.astype(np.float16), weight_std=1.5)
+    assert half.ntk.dtype == jnp.float32
+    # Inputs of eleven bits.
+    np.testing.assert_allclose(half.ntk, single.ntk, rtol=3e-3, atol=3e-3)
     assert any("infinite" in text for text in single.assumptions)
     assert np.isnan(np.asarray(jax.jit(last)(stacked[0], jnp.asarray(-1.0)))).all()
 
@@ -241,6 +245,8 @@ def test_errors(own_errors):
         ((np.ones((2, 0)),), {}, "`x` must have no empty axis"),
         ((x * np.nan,), {}, "`x` must be finite"),
         ((x, np.ones((2, 4))), {}, r"`x2` must have shape \(M, 3\)"),
+        ((x, np.ones((0, 3))), {}, r"`x2` must have at least 1 row, but has shape \(0, 3\)"),
+        ((x,), {"activation": ["erf"]}, r"`activation` must be one of .* but is \['erf'\]"),
         ((x,), {"depth": 0}, "`depth` must be an integer >= 1"),
         ((x,), {"activation": "tanh"}, r"`activation` must be one of \['erf', 'relu'\]"),
         ((x,), {"weight_std": 0.0}, "`weight_std` must be finite and > 0"),

@@ -239,6 +239,10 @@ def test_errors(own_errors):
         layer_collapse(network, train, layers=["layer1", "layer1"])
     with pytest.raises(ValueError, match="`layers` must be a sequence of names, but is 'layer1'"):
         layer_collapse(network, train, layers="layer1")
+    with pytest.raises(ValueError, match="`layers` must be a sequence of names, but is 3"):
+        layer_collapse(network, train, layers=3)
+    with pytest.raises(ValueError, match=r"`network` must have named layers .* but NoneType has no `layer_features`"):
+        layer_collapse(None, train)
     with pytest.raises(ValueError, match="`layers` must hold at least one name"):
         layer_collapse(network, train, layers=[], include_input=False)
     with pytest.raises(ValueError, match=r"`network` must have named layers .* Linear has no `layer_features`"):
@@ -319,6 +323,7 @@ class OddlyNamed(nnx.Module):
         """Return one feature under the names that are asked for."""
         last = images.reshape(images.shape[0], -1)[:, :2]
         named = {"nameless": {"last": last}, "pixels": {"input": last, "features": last}}
+        named["flat"] = {"mean": last.mean(), "features": last}
         return named.get(self.found, [last])
 
 
@@ -330,6 +335,13 @@ def test_networks_with_layers_that_cannot_be_named_are_refused(found, given):
     train, _ = tiny_networks.splits()
     with pytest.raises(ValueError, match=f"`network` must name its layers, .* gives {given}"):
         layer_collapse(OddlyNamed(found), train)
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_activations_without_an_axis_of_images_are_refused():
+    train, _ = tiny_networks.splits()
+    with pytest.raises(ValueError, match=r"`network` must give activations .* layer 'mean' has shape \(\)"):
+        layer_collapse(OddlyNamed("flat"), train)
 
 
 @pytest.mark.usefixtures("own_errors")

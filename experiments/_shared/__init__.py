@@ -1,0 +1,1 @@
+"""What several experiments use: ranks, counts of seeds, stored units of work, processes that score, pixels."""
