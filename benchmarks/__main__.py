@@ -1,6 +1,6 @@
 """Run the benchmarks side by side, print one table of what they must reach, and store it as JSON.
 
-    python -m benchmarks [--only sweep metrics ...] [--quick] [--out FILE.json]
+    python -m benchmarks [--only sweep metrics ...] [--quick] [--update] [--out FILE.json]
 
 Each benchmark runs in processes of its own, one after the other, all on the same cores. The file holds the rows of the
 table, the curves of cost against size, the machine's own rates, everything that each benchmark stores by itself, and
@@ -39,6 +39,8 @@ MODULES = {
     "growth": "growth",
 }
 """Module of each benchmark, in the order in which they run."""
+ORIGIN = ("date", "command", "hardware", "load_before", "versions", "source")
+"""Where a stored result comes from; each part has its own."""
 TAKES_THREADS = ("sweep", "ufm")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -55,9 +57,15 @@ class Config:
     threads: int | None = None
     """Cores and threads for everybody; by default all cores that this process may use."""
     out: Path | None = None
-    """Where to store the result. Default: benchmarks/results/all.json; with --quick or --only nothing is stored."""
+    """Where to store the result. Default: benchmarks/results/all.json; with --quick, or --only without --update,
+    nothing is stored."""
+    update: bool = False
+    """With --only: put what these benchmarks find into the stored result, in place of what it has of them. Each part
+    says when and from which commit it is."""
 
     def __post_init__(self):
+        if self.update and (self.quick or not self.only):
+            raise ArgumentError("Argument `update` must be given with `only` and without `quick`, but is not.")
         unknown = [name for name in self.only if name not in MODULES]
         if unknown:
             raise ArgumentError(f"Argument `only` must be among {', '.join(MODULES)}, but is {unknown[0]!r}.")
@@ -72,7 +80,7 @@ class Config:
     @property
     def target(self) -> Path | None:
         """Where the result goes."""
-        is_whole = not self.quick and not self.only
+        is_whole = self.update or not (self.quick or self.only)
         return self.out or (RESULTS / "all.json" if is_whole else None)
 
 
@@ -139,31 +147,53 @@ def result_of(records: Mapping[str, Mapping[str, Any]], config: Config, **known:
     }
 
 
+def stored_before(config: Config) -> dict[str, Any]:
+    """The result that is to be updated; empty if none is.
+
+    Raises:
+        ValueError: if there is none where one is to be updated.
+    """
+    if not config.update:
+        return {}
+    try:
+        found = json.loads(Path(config.target or "").read_text(encoding="utf-8"))
+        return {name: found[name] for name in (*ORIGIN, "seconds", "records")}
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(
+            f"Argument `out` must be a file that `python -m benchmarks` stored, but {config.target} gave {error!r}."
+        ) from error
+
+
 def run(config: Config) -> int:
     """Measure, print, store; the exit code is 1 if a benchmark failed."""
     from benchmarks import _timing
 
+    earlier = stored_before(config)
     cores = sorted(os.sched_getaffinity(0))
     threads = min(config.threads or len(cores), len(cores))
     # The processes inherit it, so that everybody has the same cores.
     os.sched_setaffinity(0, cores[:threads])
     before = _timing.origin()
-    records: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in config.names:
             record, seconds[name] = measure(name, config, threads, Path(folder))
             if record is not None:
-                records[name] = record
-    failed = [name for name in config.names if name not in records]
+                found[name] = record
+    failed = [name for name in config.names if name not in found]
+    every = earlier.get("records", {}) | found
+    # In the order of a whole run, also where a part was measured again.
+    records = {name: every[name] for name in MODULES if name in every}
     print(f"\n{summary(records, failed, quick=config.quick)}")
     remark = (
         " Quick version: the figures say little; what is asked of the full one is left out." if config.quick else ""
     )
     print(f"Took {sum(seconds.values()):.0f} s. Every ratio is how many times better ours is.{remark}")
     if config.target is not None:
-        known = {"threads": threads, "seconds": seconds, "failed": failed}
-        _timing.store(config.target, before, result_of(records, config, **known))
+        known = {"threads": threads, "seconds": earlier.get("seconds", {}) | seconds, "failed": failed}
+        whole = {name: earlier[name] for name in ORIGIN} if earlier else before
+        _timing.store(config.target, whole, result_of(records, config, **known))
         print(f"stored in {config.target}")
     return 1 if failed else 0
 

@@ -70,5 +70,5 @@ def now() -> str:
 
 
 def command_line() -> str:
-    """The command that started this process, quoted for a shell."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])
+    """The command that started this process as it was typed, quoted for a shell."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])

@@ -136,6 +136,31 @@ def test_one_run_stores_rows_curves_and_where_they_come_from(tmp_path, monkeypat
     assert result["curves"][0]["exponent"] == pytest.approx(1)
 
 
+def test_a_part_measured_again_takes_its_place_and_a_failed_one_does_not(tmp_path, monkeypatch, own_errors):
+    records = {**stored(), "growth": {"curves": [curve()]}}
+    records["metrics"] = {**records["metrics"], "memory_bytes_per_s": 1e10}
+    monkeypatch.setattr(runner, "measure", lambda name, *_: (records.get(name), 1.0))
+    monkeypatch.setattr(runner.os, "sched_setaffinity", lambda *_: None)
+    out = tmp_path / "all.json"
+    with pytest.raises(ValueError, match=r"`out` must be a file that `python -m benchmarks` stored"):
+        runner.run(runner.Config(only=("metrics",), update=True, out=out))
+    assert runner.run(runner.Config(only=("sweep", "metrics", "growth"), out=out)) == 0
+    before = json.loads(out.read_text())
+    records["metrics"] = {**records["metrics"], "memory_bytes_per_s": 2.5e9}
+    del records["sweep"]
+    assert runner.run(runner.Config(only=("metrics", "sweep"), update=True, out=out)) == 1
+    after = json.loads(out.read_text())
+    assert list(after["records"]) == list(before["records"]) == ["sweep", "metrics", "growth"]
+    assert after["roofs"]["memory bandwidth, reading, GB/s"] == 2.5
+    assert after["records"]["sweep"] == before["records"]["sweep"]
+    assert after["failed"] == ["sweep"]
+    assert after["source"] == before["source"]
+    assert runner.Config(only=("metrics",), update=True).target == RESULTS / "all.json"
+    for options in ({}, {"only": ("metrics",), "quick": True}):
+        with pytest.raises(ValueError, match="`update` must be given with `only` and without `quick`"):
+            runner.Config(update=True, **options)
+
+
 def test_what_fails_is_named_and_the_others_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(runner.MODULES, "sweep", "no_such_module")
     assert runner.measure("sweep", runner.Config(), 1, tmp_path)[0] is None
