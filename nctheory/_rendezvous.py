@@ -98,7 +98,7 @@ def meet(host: str, port: int, count: int, index: int, timeout_s: float) -> "Pee
     hello = {"greeting": _GREETING, "count": count, "index": index, **_describe_process()}
     deadline = time.monotonic() + timeout_s
     if index == 0:
-        return _Meeting(hello, count, f"{host}:{port}").hold(port, deadline, timeout_s)
+        return _Meeting(hello, count, f"{host}:{port}").hold(host, port, deadline, timeout_s)
     connection = _reach(host, port, index, deadline, timeout_s)
     try:
         processes = _ask(connection, hello, f"at {host}:{port}", deadline, timeout_s)
@@ -154,7 +154,7 @@ class _Meeting:
         self._hellos, self._count, self._where = {0: hello}, count, where
         self._connections: dict[int, Connection] = {}
 
-    def hold(self, port: int, deadline: float, timeout_s: float) -> "Peers":
+    def hold(self, host: str, port: int, deadline: float, timeout_s: float) -> "Peers":
         try:
             if socket.has_dualstack_ipv6():
                 listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -165,6 +165,7 @@ class _Meeting:
                 f"Process 0 cannot listen at port {port} ({error.strerror or error}); another run may use it."
             ) from error
         with listener:
+            self._reach_itself(host, port, min(timeout_s, 5.0))
             while missing := self._missing():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -179,6 +180,19 @@ class _Meeting:
         for connection in self._connections.values():
             connection.send({"processes": processes})
         return Peers(0, processes, self._connections)
+
+    def _reach_itself(self, host: str, port: int, timeout_s: float) -> None:
+        """Try the address that JAX's client of this process will use, which aborts where it finds nobody.
+
+        The connection that this leaves at the listener says nothing and is dropped like any stranger's.
+        """
+        try:
+            socket.create_connection((host, port), timeout=timeout_s).close()
+        except OSError as error:
+            raise DistributedError(
+                f"Process 0 waits at port {port} but cannot be reached at {self._where}, not even by itself "
+                f"({error.strerror or error}): the coordinator must be an address of its own machine."
+            ) from error
 
     def _missing(self) -> list[int]:
         for index in [i for i, connection in self._connections.items() if connection.is_closed()]:

@@ -4,6 +4,7 @@ A run folder holds config.json, manifest.json, history.nc, claims.json and figur
 temporary name and then moved, so a killed run leaves whole files only. There are no pickles.
 """
 
+import contextlib
 import os
 import platform
 import tempfile
@@ -26,8 +27,8 @@ __all__ += ["atomic_write", "from_jsonable", "read_json", "to_jsonable", "write_
 _PROGRAM = "nctheory"
 _FORMAT = 1
 _LOCK = ".lock"
-_OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "start_timeout")
-_IGNORED = ("out", "resume", "plot_only", "compilation_cache", "chunk_size", *_OF_PROCESSES)
+_OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "start_timeout", "bind_cores")
+_IGNORED = ("out", "resume", "plot_only", "quiet", "compilation_cache", "chunk_size", *_OF_PROCESSES)
 
 
 def _contents(path: Path) -> list[Path]:
@@ -78,8 +79,10 @@ def _take_lock(path: Path) -> int:
         raise RunFolderError(f"{path} is being written by another run ({owner or 'unknown process'}).") from None
     except OSError:
         pass  # A network file system without locks: as above.
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+    # Who holds it is for people; the lock holds without, as on a disk that is full.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
     return descriptor
 
 

@@ -136,6 +136,27 @@ def test_one_run_stores_rows_curves_and_where_they_come_from(tmp_path, monkeypat
     assert result["curves"][0]["exponent"] == pytest.approx(1)
 
 
+def test_the_readme_shows_the_figures_of_the_whole_run():
+    record = json.loads((RESULTS / "all.json").read_text())
+    assert not record["quick"]
+    assert record["failed"] == []
+    assert list(record["records"]) == list(runner.MODULES)
+    rows = {(row["quantity"], row["beside"]): row for row in record["rows"]}
+    assert [row["beside"] for row in record["rows"] if row["met"] is False] == ["features read once"]
+    text = (RESULTS.parents[1] / "README.md").read_text().split("## Speed")[1].split("\n## ")[0]
+    shown = {
+        ("sweep, d 16, m 64, N 80, 64 seeds", "PyTorch loop, by hand and in place"): ("ours", "250,000", 0.01),
+        ("sweep, d 32, m 256, N 200, 64 seeds", "PyTorch vmap over seeds"): ("peer", "3,430", 0.01),
+        ("collapse_metrics, 50,000 x 512, K 10", "features read once"): ("ratio", "0.074", 0.01),
+        ("certified minimisers, MSE, depth 3, 256 starts", "PyTorch L-BFGS"): ("ratio", "18", 0.03),
+        ("sweep, arithmetic size, 256 seeds, 2 processes", "one process, same cores"): ("ratio", "1.02", 0.01),
+        ("training resnet-small, 32 x 32 images, batch 128", "PyTorch, channels last"): ("peer", "956", 0.01),
+    }
+    for place, (column, words, tolerance) in shown.items():
+        assert words in text
+        assert rows[place][column] == pytest.approx(float(words.replace(",", "")), rel=tolerance)
+
+
 def test_a_part_measured_again_takes_its_place_and_a_failed_one_does_not(tmp_path, monkeypatch, own_errors):
     records = {**stored(), "growth": {"curves": [curve()]}}
     records["metrics"] = {**records["metrics"], "memory_bytes_per_s": 1e10}

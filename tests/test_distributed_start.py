@@ -202,6 +202,16 @@ def test_a_stranger_does_not_disturb_a_meeting(port):
     close(box)
 
 
+def test_an_address_of_another_machine_is_an_error_on_process_0(port):
+    began = time.monotonic()
+    # An address that is kept for examples: nobody has it.
+    with pytest.raises(DistributedError, match=r"cannot be reached at 192\.0\.2\.1:.* must be an address of its own"):
+        meet("192.0.2.1", port, 2, 0, 3.0)
+    with pytest.raises(DistributedError, match=r"cannot be reached at no-such-host\.invalid"):
+        meet("no-such-host.invalid", port, 1, 0, 3.0)
+    assert time.monotonic() - began < 30
+
+
 def test_a_taken_port_is_an_error(port):
     with socket.create_server(("", port)):
         (told,) = meetings(port, [(2, 0)])

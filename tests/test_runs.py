@@ -1,5 +1,6 @@
 """Run folders: what is refused, what is resumed, who holds the lock, and what a finished run must hold."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from nctheory import _provenance, runs
+from nctheory._cli import RunOptions
 from nctheory.runs import RunFolder, RunFolderError, free_path, latest_path
 from tests.run_folders import Config, create, dataset
 
@@ -83,6 +85,34 @@ def test_resume_takes_the_same_configuration(tmp_path):
     with pytest.raises(RunFolderError, match="its configuration differs in out") as caught:
         create(tmp_path, Config(out=Path("elsewhere")), resume=True, ignore=())
     assert "(stored 'x', given 'elsewhere')" in str(caught.value)
+
+
+def test_every_common_option_either_changes_the_numbers_or_is_ignored_on_resume(tmp_path):
+    """How a run is started, shown and split is no part of what it computes, nor are options that came later."""
+    before = {field.name: field.default for field in dataclasses.fields(RunOptions)} | {"quiet": False}
+    decisive = {"smoke", "num_seeds", "seed"}
+    RunFolder.create(tmp_path / "run", before, experiment="laws").close()
+    for name, value in before.items():
+        changed = before | {name: "another" if value is None else not value}
+        if name in decisive:
+            with pytest.raises(RunFolderError, match=f"its configuration differs in {name} "):
+                RunFolder.create(tmp_path / "run", changed, experiment="laws", resume=True)
+            continue
+        RunFolder.create(tmp_path / "run", changed, experiment="laws", resume=True).close()
+        without = {key: each for key, each in before.items() if key != name}
+        RunFolder.create(tmp_path / "run", without, experiment="laws", resume=True).close()
+
+
+def test_a_lock_on_a_full_disk_holds(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "write", full)
+        held = runs._take_lock(tmp_path)
+    with pytest.raises(RunFolderError, match="is being written by another run"):
+        runs._take_lock(tmp_path)
+    os.close(held)
 
 
 def test_resume_lists_what_differs(tmp_path):
@@ -217,7 +247,7 @@ def test_manifest(tmp_path):
     assert manifest["note"] is None
     assert manifest["written"].endswith("+00:00")
     assert manifest["started"]["time"] <= manifest["written"]
-    assert shlex.split(manifest["command"])[1:] == sys.argv
+    assert shlex.split(manifest["command"])[1:] == sys.orig_argv[1:]
     assert {"commit", "dirty"} <= manifest.keys()
 
 

@@ -191,7 +191,7 @@ class PartStore:
         """Keep other runs from writing here; the lock ends with the process, in whatever way.
 
         Raises:
-            RunFolderError: naming the process that writes here.
+            RunFolderError: naming the process that writes here, or why the folder cannot be locked, as on a full disk.
         """
         if self._is_locked or not os.access(self.path, os.W_OK):
             # Finished chunks can be read without a lock, and none can be written.
@@ -199,7 +199,10 @@ class PartStore:
             return
         file = self.path / LOCK
         while True:
-            descriptor = take_lock(self.path)
+            try:
+                descriptor = take_lock(self.path)
+            except OSError as error:
+                raise RunFolderError(f"{self.path} cannot be locked: {error.strerror or error}.") from error
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(file)):
                     break

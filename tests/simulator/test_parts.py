@@ -1,7 +1,9 @@
 """Checkpoints of sweeps: what was finished is kept, what is foreign or damaged is refused, resuming changes nothing."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -208,6 +210,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         again(tmp_path / "letter.txt")
     with pytest.raises(RunFolderError, match=r"letter\.txt/parts cannot be made"):
         again(tmp_path / "letter.txt" / "parts")
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_parts, "take_lock", full)
+    with pytest.raises(RunFolderError, match=f"{tmp_path} cannot be locked: {os.strerror(errno.ENOSPC)}"):
+        again(tmp_path)
 
 
 def test_what_a_killed_writer_left_is_no_hindrance(finished, tmp_path):
