@@ -5,10 +5,12 @@ readout, logistic loss and weight decay:
 W <- (1 - eta lambda) W - eta X' [r readout' * (X W > 0)], r_i = -y_i sigmoid(-y_i f_i)/N.
 """
 
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -122,6 +124,36 @@ def torch_in_place(x, y, kernel, readout, problem: Problem, num_steps: int):
             backward = torch.ops.aten.threshold_backward(torch.outer(r, readout), z, 0)
             w.mul_(shrink).addmm_(step, backward)
     return w
+
+
+@contextlib.contextmanager
+def torch_processes(problem: Problem, num_steps: int) -> Iterator[Callable[[], np.ndarray]]:
+    """`torch_in_place` on every core: processes of one thread, each with its share of the seeds, that stay alive."""
+    shares = np.array_split(np.arange(len(problem.kernel)), len(os.sched_getaffinity(0)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), context, _torch_begin, (problem,)) as workers:
+
+        def call() -> np.ndarray:
+            return np.concatenate(list(workers.map(_torch_share, shares, [num_steps] * len(shares))))
+
+        yield call
+
+
+_given: Problem | None = None
+
+
+def _torch_begin(problem: Problem) -> None:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    global _given
+    _given = problem
+    torch.set_num_threads(1)
+
+
+def _torch_share(seeds: np.ndarray, num_steps: int) -> np.ndarray:
+    assert _given is not None
+    parts = {name: getattr(_given, name)[seeds] for name in ("inputs", "signs", "kernel")}
+    return torch_loop(replace(_given, **parts), num_steps, torch_in_place)
 
 
 def torch_vmap(problem: Problem, num_steps: int, device: str = "cpu") -> np.ndarray:

@@ -147,6 +147,13 @@ def _describe_process() -> dict[str, Any]:
     return {"name": f"process {os.getpid()} on {platform.node()}", "cores": f"{machine} {cores}"}
 
 
+def _is_hello(message: dict[str, Any]) -> bool:
+    """Whether a process of a run sent this, and not a stranger."""
+    kinds = {"count": int, "index": int, "name": str, "cores": str}
+    whole = all(isinstance(message.get(name), kind) for name, kind in kinds.items())
+    return message.get("greeting") == _GREETING and whole
+
+
 class _Meeting:
     """Process 0 waiting for the others."""
 
@@ -201,7 +208,7 @@ class _Meeting:
 
     def _admit(self, connection: Connection, left: float) -> None:
         hello = connection.receive(min(left, 2.0))
-        if not hello or hello.get("greeting") != _GREETING:
+        if not hello or not _is_hello(hello):
             connection.close()
             return
         index, count = hello["index"], hello["count"]

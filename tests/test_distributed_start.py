@@ -189,13 +189,21 @@ def test_something_else_at_the_coordinator_is_an_error(port, answer):
     assert expected in told
 
 
-def test_a_stranger_does_not_disturb_a_meeting(port):
+STRANGERS = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b'{"greeting": "nctheory run"}\n',
+    b'{"greeting": "nctheory run", "index": [1]}\n',
+]
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_stranger_does_not_disturb_a_meeting(port, words):
     box = []
     thread = threading.Thread(target=lambda: box.extend(meetings(port, [(2, 0)])))
     thread.start()
     time.sleep(0.3)
     with socket.create_connection(("127.0.0.1", port)) as visitor:
-        visitor.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        visitor.sendall(words)
     box.extend(meetings(port, [(2, 1)]))
     thread.join()
     assert sorted(each.index for each in box) == [0, 1]

@@ -217,8 +217,14 @@ class PartStore:
                 file.unlink()
             os.close(descriptor)
 
-    def leave_token(self) -> str:
-        """Leave a file of a random name, by which another process recognises that this folder is also its own."""
+    def leave_token(self) -> str | None:
+        """Leave a file of a random name, by which another process recognises that this folder is also its own.
+
+        Returns:
+            The name; None if this folder may only be read.
+        """
+        if not os.access(self.path, os.W_OK):
+            return None
         token = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         atomic_write(self.path / token, lambda temporary: temporary.write_text(""))
         return token

@@ -88,10 +88,13 @@ def locked(name: str, store: PartStore | None, missing: Callable[[], Sequence[in
 
 
 def is_shared(name: str, store: PartStore | None) -> bool:
-    """Whether all processes see the same checkpoint folder, which a file of a random name shows."""
+    """Whether all processes see the same checkpoint folder, which a file of a random name shows.
+
+    One that process 0 may only read does not count as shared: it reads for the others.
+    """
     if distributed.process_count() == 1:
         return store is not None
-    told = distributed.agree(name, lambda: "" if store is None else store.leave_token(), RunFolderError)
+    told = distributed.agree(name, lambda: "" if store is None else store.leave_token() or "", RunFolderError)
     try:
         sees = store is not None and told != "" and store.sees(told)
         return set(distributed.exchange(f"{name}, seen", str(sees))) == {"True"}

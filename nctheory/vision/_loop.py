@@ -14,7 +14,6 @@ from nctheory.vision import _steps, _together
 from nctheory.vision._checkpoint_values import flat_returned, nested_returned
 from nctheory.vision._checkpoints import Begun, CheckpointStore, Restored
 from nctheory.vision._steps import State
-from nctheory.vision.evaluation import put
 
 if TYPE_CHECKING:
     from nctheory.vision._run import Job
@@ -73,7 +72,7 @@ class Loop:
         job = self._job
         state = job.first_state()
         first = 0
-        if self._store is not None and (found := self._store.restore(state)) is not None:
+        if self._store is not None and (found := self._store.restore(job.of_seeds(state))) is not None:
             state, first = self._take_up(found, state), found.epoch
         else:
             self._checkpoint(0, state)
@@ -93,10 +92,7 @@ class Loop:
         return min(steps * self._job._config.batch_size * len(self._job._seeds), self._images)
 
     def _take_up(self, found: Restored, state: State) -> State:
-        mesh = self._job._program.mesh if self._job.is_shared else None
-        leaves = list(found.arrays.values())
-        # What came from another process lies on the host.
-        leaves = leaves if mesh is None else [put(np.asarray(leaf), mesh, None) for leaf in leaves]
+        leaves = [self._job.spread(leaf) for leaf in found.arrays.values()]
         restored = jax.tree.unflatten(jax.tree.structure(state), leaves)
         for name, column in found.history.items():
             # Columns are stored with epochs first.
@@ -124,7 +120,7 @@ class Loop:
         seconds = time.perf_counter() - start - (job.compile_seconds - compiled)
         seconds += 0.0 if begun is None else begun.seconds
         # A step's loss is that before it: a state lost in the last step must not become the newest checkpoint.
-        if not np.asarray(_steps.is_finite(state, vmapped=job._program.vmapped)).any():
+        if not job.numbers(_steps.is_finite(state, vmapped=job._program.vmapped)).any():
             self._fail(epoch, losses.shape[-1] - 1, "The state after the step became infinite or NaN")
         begun = Begun(losses, right, seconds)
         self._stop_within(epoch, state, begun)
@@ -140,7 +136,7 @@ class Loop:
         if self._store is None or not self._sign.is_up():
             return
         if self._saved != epoch:
-            self._store.save(epoch, state, self._columns, {})
+            self._store.save(epoch, self._job.of_seeds(state), self._columns, {})
         self._preemption.stop(f"the checkpoint after epoch {epoch} is in {self._store.folder}")
 
     def _stop_within(self, epoch: int, state: State, begun: Begun) -> None:
@@ -149,7 +145,7 @@ class Loop:
             return
         # The last row of the history may be that of this epoch, which is evaluated again.
         columns = {name: column[: epoch - 1] for name, column in self._columns.items()}
-        self._store.save(epoch - 1, state, columns, {}, begun)
+        self._store.save(epoch - 1, self._job.of_seeds(state), columns, {}, begun)
         steps, of_all = begun.losses.shape[-1], self._job._rates.shape[1]
         where = f"step {steps} of {of_all} of epoch {epoch}"
         self._preemption.stop(f"the checkpoint after {where} is in {self._store.folder}")
@@ -188,7 +184,7 @@ class Loop:
             if flat:
                 self._returned[epoch] = nested_returned(flat)
         if self._store is not None:
-            self._store.save(epoch, state, self._columns, flat)
+            self._store.save(epoch, self._job.of_seeds(state), self._columns, flat)
             self._saved = epoch
 
     def _call_back(self, epoch: int, state: State, begun: Begun | None) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,10 @@ class Job:
         self._form = form
         self.is_shared = _together.is_shared(program.mesh)
         self._rates = config.rates(train.num_samples)
-        keys = [jax.random.key(seed) for seed in seeds]
-        self._keys = jnp.stack(keys) if program.vmapped else keys[0]
+        # Devices that seeds do not fill train the last seed again, which nobody looks at.
+        self._spare = -len(seeds) % program.mesh.size if program.vmapped and program.mesh is not None else 0
+        keys = [jax.random.key(seed) for seed in (*seeds, *seeds[-1:] * self._spare)]
+        self._own_keys = self._keys = jnp.stack(keys) if program.vmapped else keys[0]
         if program.mesh is not None:
             data = np.asarray(jax.random.key_data(self._keys))
             self._keys = jax.random.wrap_key_data(put(data, program.mesh, program.state_axis))
@@ -81,15 +84,43 @@ class Job:
     def networks(self, state: State) -> tuple[nnx.Module, ...]:
         """Networks in evaluation mode, one a seed."""
         graph = _steps.graphs(self._program).eval
+        state = self.of_seeds(state)
         parts = (state.params, state.others)
         if not self._program.vmapped:
             return (nnx.merge(graph, *parts),)
         if self._program.mesh is not None:
-            # Each network whole on one device, wherever its seed was trained.
-            parts = jax.device_put(parts, self._program.mesh.devices.flat[0])
+            # Each network whole on one device of this process, wherever its seed was trained.
+            here = self._program.mesh.local_devices[0]
+            parts = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), here), parts)
         return tuple(
             nnx.merge(graph, *jax.tree.map(lambda leaf, at=row: leaf[at], parts)) for row in range(len(self._seeds))
         )
+
+    def of_seeds(self, state: State) -> State:
+        """The state as it is stored: whole on every device, and of the seeds alone."""
+        if not self._program.vmapped or self._program.mesh is None:
+            return state
+        return _steps.everywhere(state, count=len(self._seeds), program=self._program)
+
+    def spread(self, leaf: Any) -> Any:
+        """Undo `of_seeds` for one array that was read from a file."""
+        mesh = self._program.mesh
+        if mesh is None or not (self.is_shared or self._program.vmapped):
+            return leaf
+        rows = np.asarray(leaf)
+        if self._spare:
+            rows = np.concatenate([rows, np.repeat(rows[-1:], self._spare, axis=0)])
+        return put(rows, mesh, self._program.state_axis)
+
+    def numbers(self, measured: Any) -> Any:
+        """What was measured, on the host: one number, or one row a seed."""
+        if not self._program.vmapped:
+            return jax.tree.map(np.asarray, measured)
+        count = len(self._seeds)
+        if self.is_shared:
+            # Part of it lies on devices of other processes.
+            measured = _steps.everywhere(measured, count=count, program=self._program)
+        return jax.tree.map(lambda rows: np.asarray(rows)[:count], measured)
 
     def run(
         self,
@@ -165,7 +196,7 @@ class Job:
         state, seen = self._loop(state, epoch, tick, first, stop)
         parts = [] if begun is None else [(begun.losses, begun.right)]
         if seen:
-            losses, right = (np.stack([np.asarray(each[k]) for each in seen], axis=-1) for k in (0, 1))
+            losses, right = (np.stack([each[k] for each in seen], axis=-1) for k in (0, 1))
             parts.append((losses, right))
         losses, right = (np.concatenate([each[k] for each in parts], axis=-1) for k in (0, 1))
         return state, losses, right
@@ -175,11 +206,16 @@ class Job:
     ) -> tuple[State, list[Any]]:
         config, program, train = self._config, self._program, self._train
         order = np.asarray(
-            _steps.orders(self._keys, whole(epoch), num_samples=train.num_samples, vmapped=program.vmapped)
+            _steps.orders(self._own_keys, whole(epoch), num_samples=train.num_samples, vmapped=program.vmapped)
         )
         rates = self._rates[epoch - 1]
         pixels, answers = np.asarray(train.images), np.asarray(train.labels)
-        seen: list[Any] = []
+        under_way, seen = deque[Any](), list[Any]()
+
+        def take() -> None:
+            seen.append(self.numbers(under_way.popleft()))
+            tick(config.batch_size, first + len(seen) - 1, seen[-1][0])
+
         slices = _steps.batch_slices(train.num_samples, config.batch_size, len(rates))
         for index, part in list(enumerate(slices))[first:]:
             rows = order[..., part]
@@ -191,13 +227,13 @@ class Job:
             state, measured = self.timed(
                 _steps.single_step, state, *batch, moments, now, self._keys, position, program=program
             )
-            seen.append(measured)
-            if len(seen) > _together.LAG:
-                tick(config.batch_size, index - _together.LAG, np.asarray(seen[-1 - _together.LAG][0]))
+            under_way.append(measured)
+            if len(under_way) > _together.LAG:
+                take()
             if stop():
                 break
-        for at in range(max(len(seen) - _together.LAG, 0), len(seen)):
-            tick(config.batch_size, first + at, np.asarray(seen[at][0]))
+        while under_way:
+            take()
         return state, seen
 
     def _scan(self, state: State, epoch: int, tick: Callable[[int, int, Any], None]) -> Any:
@@ -205,13 +241,11 @@ class Job:
         rates = self._rates[epoch - 1]
         now = Rates(np.asarray(rates), scalar(config.weight_decay), scalar(config.momentum))
         args = (state, self._resident, now, self._keys, whole(epoch))
-        state, (losses, right) = self.timed(
-            _steps.scanned_epoch, *args, batch_size=config.batch_size, program=self._program
-        )
-        losses = np.asarray(losses)
+        state, measured = self.timed(_steps.scanned_epoch, *args, batch_size=config.batch_size, program=self._program)
+        losses, right = self.numbers(measured)
         for index in range(len(rates)):
             tick(config.batch_size, index, losses[..., index])
-        return state, losses, np.asarray(right)
+        return state, losses, right
 
     def evaluate(self, state: State) -> Any:
         """Loss and accuracy on the test split, of each seed."""
@@ -224,4 +258,5 @@ class Job:
             loss=program.loss,
             mesh=program.mesh,
             vmapped=program.vmapped,
+            numbers=self.numbers,
         )

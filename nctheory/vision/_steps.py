@@ -230,6 +230,12 @@ def copied(state: State, *, program: Program) -> State:
     return _placed(program, jax.tree.map(jnp.copy, state))
 
 
+@partial(jax.jit, static_argnames=("count", "program"))
+def everywhere(tree: Any, *, count: int, program: Program) -> Any:
+    """The first `count` rows of arrays that are spread over the seeds' devices, whole on each of these devices."""
+    return lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[:count], tree), program.sharding())
+
+
 @partial(jax.jit, static_argnames="vmapped")
 def is_finite(state: State, *, vmapped: bool) -> jax.Array:
     """Whether all numbers of a state are finite, for each seed if there are several."""

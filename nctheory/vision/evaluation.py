@@ -66,14 +66,19 @@ def evaluate_state(
     loss: str,
     mesh: Mesh | None = None,
     vmapped: bool = False,
+    numbers: Callable[[Any], Any] = lambda sums: sums,
 ) -> Evaluation:
-    """`evaluate` of a split network, or of several at once along a leading axis of their states."""
+    """`evaluate` of a split network, or of several at once along a leading axis of their states.
+
+    `numbers` brings sums over a batch to the host, where they lie on devices of other processes.
+    """
     totals = []
     # Every seed sees all images; alone, a network has its devices share them.
     for batch, labels, count in _batches(images, batch_size, None if vmapped else mesh):
         weights = (np.arange(len(labels)) < count).astype(np.float32)
         args = (state, batch, labels, weights, (images.mean, images.std))
         totals.append(_score(*args, graph=graph, loss=loss, vmapped=vmapped, mesh=mesh if vmapped else None))
+    totals = [numbers(each) for each in totals]
     loss_sum, hits = (np.sum([np.asarray(each[k], np.float64) for each in totals], axis=0) for k in (0, 1))
     return Evaluation(loss_sum / images.num_samples, hits / images.num_samples)
 
@@ -113,8 +118,8 @@ def collapse_of(
 ) -> metrics.CollapseMetrics:
     """Neural-collapse metrics of the classifier's inputs and of the classifier, with respect to the images' labels.
 
-    The images pass through the network once; the two passes of the accumulator read the stored features (N x d
-    float32 on the host).
+    The images pass through the network once; the two passes of the accumulator read the features (N x d float32), which
+    stay on the devices that computed them. Where these are several, also of other processes, each adds up its own rows.
 
     Args:
         network: has `features(images)` and `classifier`, a linear layer with `kernel` (d, K) and `bias` (K) or None.
@@ -128,18 +133,40 @@ def collapse_of(
     Raises:
         ValueError: if a label does not occur, or features are not finite.
     """
-    features = extract_features(network, images, batch_size=batch_size)
     num_classes = images.num_classes if num_classes is None else num_classes
+    _checks.labels("images.labels", images.labels, num_classes=num_classes)
     classifier: Any = network.classifier  # pyright: ignore[reportAttributeAccessIssue]
+    weight = np.asarray(classifier.kernel[...], np.float32).T
     bias = None if getattr(classifier, "bias", None) is None else np.asarray(classifier.bias[...], np.float32)
-    total: Any = metrics.CollapseAccumulator.init(num_classes=num_classes, feature_dim=features.shape[1])
-    parts = [slice(start, start + batch_size) for start in range(0, len(features), batch_size)]
+    graph, state = _eval_mode(network)
+    total: Any = metrics.CollapseAccumulator.init(num_classes=num_classes, feature_dim=weight.shape[1])
+    parts, mesh = [], _mesh_of(state)
+    for index, (batch, labels, count) in enumerate(_batches(images, batch_size, mesh)):
+        moments = (images.mean, images.std)
+        rows = _read(state, batch, moments, graph=graph, layer=FEATURES, pool=True, mesh=None)
+        parts.append((rows, labels, count))
+        total = _add(total, *parts[-1], mesh)
+        if index % _UNDER_WAY == 0:
+            jax.block_until_ready(total)
+    total = total.second_pass(weight, bias)
     for part in parts:
-        total = total.update(features[part], images.labels[part])
-    total = total.second_pass(np.asarray(classifier.kernel[...], np.float32).T, bias)
-    for part in parts:
-        total = total.update(features[part], images.labels[part])
-    return total.compute()
+        total = _add(total, *part, mesh)
+    found = total.compute()
+    if not np.isfinite(found.within_between_ratio) and not all(bool(_are_finite(rows)) for rows, *_ in parts):
+        raise ArgumentError("Argument `network` must give finite features, but some are NaN or infinite.")
+    return found
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _add(total: Any, rows: jax.Array, labels: jax.Array, count: int, mesh: Mesh | None) -> Any:
+    """The accumulator with the first rows of a batch, on all devices."""
+    found = total.update(rows[:count], labels[:count])
+    return found if mesh is None else lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
+
+
+@jax.jit
+def _are_finite(rows: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(rows))
 
 
 def _eval_mode(network: nnx.Module) -> tuple[Any, Any]:

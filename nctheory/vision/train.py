@@ -6,6 +6,7 @@ random is a function of the seed, the epoch and the step, so a position is all t
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +193,11 @@ def train_networks(
 
     Seed 3 gives what `train_network` gives for it, to rounding, whatever the other seeds. A seed whose loss is not
     finite goes on with NaN and is marked in `finite`; only if all are lost does the training stop. With a mesh each
-    device trains its share of the seeds, without a word to the others; the seeds are spread over the largest number of
-    its devices that divides theirs. With several processes each trains all seeds, and process 0 stores them.
+    device trains its share of the seeds; where they do not fill the devices, some train the last seed once more, which
+    is not returned. Any number of devices finishes what another began.
+
+    The processes of one run (`nctheory.distributed`) share the seeds out between all their devices, under the terms of
+    `train_network`; the networks that they get, also in the callback, are whole on a device of each.
 
     Args:
         spec: as in `train_network`; on a CPU networks without convolutions gain most.
@@ -202,8 +206,8 @@ def train_networks(
         test: test split, with the statistics of the training split.
         seeds: different seeds in 0..2^32 - 1.
         folder: as in `train_network`.
-        mesh: devices of this process, with an axis "seeds"; None is the default device. Several processes with meshes
-            train apart, each in its own folder.
+        mesh: devices, with an axis "seeds" alone; None is the default device, or with several processes all devices of
+            all. Processes with meshes of their own devices train apart, each in its own folder.
         resume: as in `train_network`.
         progress: as in `train_network`.
         on_checkpoint: as in `train_network`, called with the tuple of networks.
@@ -214,15 +218,14 @@ def train_networks(
         The networks and their history.
 
     Raises:
-        ValueError: as in `train_network`, or if seeds are missing or repeated, or the mesh has another axis, or devices
-            of another process.
-        RunFolderError: as in `train_network`.
+        ValueError: as in `train_network`, or if seeds are missing or repeated, or the mesh has another axis.
+        RunFolderError, DistributedError, Preempted: as in `train_network`.
         NonFiniteLossError: when no seed's loss is finite.
     """
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ArgumentError(f"Argument `seeds` must hold different seeds, at least one, but is {seeds}.")
-    mesh = None if mesh is None else _seed_mesh(mesh, len(seeds))
+    mesh = _seed_mesh(mesh, len(seeds))
     program = _checked_program(spec, config, train, test, seeds, mesh=mesh, vmapped=True)
     job = _run.Job(program, config, train, test, seeds, form=_form(form, program))
     done = job.run(folder, resume=resume, progress=progress, on_checkpoint=on_checkpoint, save_every=_every(save_every))
@@ -319,16 +322,22 @@ def _data_mesh(mesh: Mesh | None, config: ImageTrainConfig) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def _seed_mesh(mesh: Mesh, num_seeds: int) -> Mesh:
-    """As many of the devices as share the seeds evenly."""
+def _seed_mesh(mesh: Mesh | None, num_seeds: int) -> Mesh | None:
+    """The fewest devices that need no more rounds for the seeds than all of them, but one of every process."""
+    mesh = _together.mesh_of_all(SEED_AXIS) if mesh is None else mesh
+    if mesh is None:
+        return None
     if mesh.axis_names != (SEED_AXIS,):
         raise ArgumentError(f"Argument `mesh` must have the axis {SEED_AXIS!r} alone, but has {mesh.axis_names}.")
-    devices = mesh.devices.flatten()
-    foreign = sorted({device.process_index for device in devices} - {jax.process_index()})
-    if foreign:
-        raise ArgumentError(f"Argument `mesh` must hold devices of this process, but holds those of process {foreign}.")
-    count = max(number for number in range(1, len(devices) + 1) if num_seeds % number == 0)
-    return Mesh(devices[:count], (SEED_AXIS,))
+    # The processes by turns, so that the fewest devices are those of many.
+    seen = Counter[int]()
+    places = []
+    for device in mesh.devices.flat:
+        places.append((seen[device.process_index], device.process_index, device))
+        seen[device.process_index] += 1
+    devices = [device for *_, device in sorted(places, key=lambda place: place[:2])]
+    each = -(-num_seeds // len(devices))
+    return Mesh(np.asarray(devices[: max(-(-num_seeds // each), len(seen))]), (SEED_AXIS,))
 
 
 def _checked_program(

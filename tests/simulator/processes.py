@@ -114,6 +114,10 @@ def run_everywhere(folder: Path, *place: str) -> None:
     devices = np.asarray(jax.devices())
     results["mesh"] = lone(mesh=jax.sharding.Mesh(devices, ("rows",)), checkpoint=folder / "mesh")
     results["again"] = lone(checkpoint=folder / f"own-{index}")
+    # Finished, and by now not to be written.
+    usual, os.access = os.access, lambda *_: False
+    results["kept"] = lone(checkpoint=folder / "shared")
+    os.access = usual
     results["auto"] = lone(chunk_size="auto")
     for name, result in results.items():
         save(folder / f"{name}-{index}.npz", result)

@@ -59,6 +59,14 @@ def test_one_process_reads_what_two_have_stored(two, alone, how):
     assert_identical(result.history, alone.history)
 
 
+def test_two_processes_read_a_finished_folder_that_cannot_be_written(two, alone):
+    assert not [each for each in (two / "shared").iterdir() if each.name.startswith(".")]
+    for index in range(2):
+        history, told = processes.read(two / f"kept-{index}.npz")
+        assert_identical(history, alone.history)
+        assert told["num_resumed"] == 21
+
+
 def test_every_error_of_process_0_is_known_to_all_at_once(two):
     main, other = (json.loads((two / f"told-{index}.json").read_text()) for index in range(2))
     reason = "OSError: [Errno 5] Input/output error"

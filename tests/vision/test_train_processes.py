@@ -17,7 +17,16 @@ from nctheory.vision.train import (
 from tests.vision.tiny_networks import DENSE
 
 # The last batch of an epoch has 36 images, which no 8 devices share evenly.
-from tests.vision.training_processes import assert_close, assert_same, lone, read, save, together
+from tests.vision.training_processes import (
+    assert_close,
+    assert_same,
+    lone,
+    lone_seeds,
+    read,
+    save,
+    save_seeds,
+    together,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +35,7 @@ def alone():
     return as_stored(lone())
 
 
-def as_stored(result):
+def as_stored(result, save=save):
     file = io.BytesIO()
     save(file, result)
     file.seek(0)
@@ -137,6 +146,23 @@ def test_processes_with_meshes_of_their_own_train_apart(tmp_path):
     np.testing.assert_array_equal(*seeds)
     np.testing.assert_allclose(seeds[0][1], own["history-test_loss"], rtol=1e-4)
     assert_same(*(read(tmp_path / f"loaded-{index}.npz") for index in range(2)))
+
+
+def test_processes_share_seeds_out_and_one_finishes_what_they_began(tmp_path):
+    ended = together(2, "train_seeds", tmp_path)
+    assert [each.code for each in ended] == [0, 0], ended
+    found = [read(tmp_path / f"seeds-{index}.npz") for index in range(2)]
+    assert_same(*found)
+    assert found[0].pop("resumed") == 1
+    expected = as_stored(lone_seeds(), save_seeds)
+    assert_close(found[0], expected)
+    for index in range(2):
+        np.testing.assert_allclose(
+            read(tmp_path / f"one-{index}.npz")["test_loss"][0], expected["history-test_loss"][1], rtol=1e-4
+        )
+    begun = as_stored(lone_seeds(tmp_path / "copy", resume=True), save_seeds)
+    assert begun["resumed"] == 1
+    assert_close(begun, expected)
 
 
 @pytest.mark.slow

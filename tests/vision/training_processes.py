@@ -195,6 +195,44 @@ def train_apart(folder, *place):
     np.savez(folder / f"loaded-{index}.npz", *leaves(network))
 
 
+def lone_seeds(folder=None, **named):
+    """Three networks at once, an odd number."""
+    named = {"spec": DENSE, "seeds": [3, 4, 5], "on_checkpoint": measured_seeds, "progress": False, **named}
+    return train_networks(named.pop("spec"), CONFIG, *DATA, folder=folder, **named)
+
+
+def measured_seeds(epoch, networks):
+    return {"kernels": np.stack([each.classifier.kernel[...] for each in networks])}
+
+
+def save_seeds(path, result):
+    arrays = {
+        f"leaf-{i}": leaf for i, leaf in enumerate(each for network in result.networks for each in leaves(network))
+    }
+    arrays |= {f"history-{name}": getattr(result.history, name) for name in MEASURED}
+    arrays |= {f"at-{epoch}": found["kernels"] for epoch, found in result.checkpoints.items()}
+    np.savez(path, resumed=result.resumed_epochs, **arrays)
+
+
+def train_seeds(folder, *place):
+    """Seeds shared out between the processes; one is told to stop in the second epoch of eight steps."""
+    processes.join(*place)
+    index, folder = distributed.process_index(), Path(folder)
+    own = folder / "run" if index == 0 else Path("/proc/nowhere")
+    with signal_after(11 if index == 1 else -1), pytest.raises(Preempted, match="checkpoint after step"):
+        lone_seeds(own)
+    distributed.barrier("stopped")
+    if index == 0:
+        shutil.copytree(own, folder / "copy")
+    result = lone_seeds(own, resume=True)
+    for leaf in jax.tree.leaves([nnx.state(each) for each in result.networks]):
+        assert leaf.devices() == {jax.local_devices()[0]}
+    save_seeds(folder / f"seeds-{index}.npz", result)
+    # Fewer seeds than processes, and a compiled epoch.
+    one = lone_seeds(seeds=[4], form="scan")
+    np.savez(folder / f"one-{index}.npz", test_loss=one.history.test_loss)
+
+
 def die_elsewhere(folder, port, count, index, where):
     """One training; process 1 is killed where the other is in a callback, or asks whether to stop."""
     processes.join(port, count, index)
