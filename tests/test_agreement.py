@@ -40,7 +40,7 @@ def two_layer(mixture, samples, **changes):
 
 
 @pytest.mark.parametrize("loss", ["logistic", "mse_signs"])
-@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_memory_law_along_training(loss, momentum):
     mixture = simulator.cosine_mixture(dim=6, same_label_cosine=0.3, noise_std=0.1)
     optimizer = {} if momentum is None else {"optimizer": "momentum", "momentum": momentum}

@@ -266,6 +266,7 @@ def test_unknown_names_list_the_known_ones(tmp_path):
         assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_figure_of_activations_has_a_row_a_run(smoke, tmp_path):
     out, _ = smoke
     other = shutil.copytree(out, tmp_path / "other", ignore=shutil.ignore_patterns("parts", ".lock"))

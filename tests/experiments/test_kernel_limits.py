@@ -154,7 +154,8 @@ def test_no_hidden_layer_is_refused():
         limits.predict(limits.mixture(2), "erf", depth=0, num_train=6, num_points=6, steps=(0, 1))
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 3])
 def test_collapse_of_the_empirical_tangent_kernel_by_its_jacobian(key, depth):
     config, found = _measured(12, key, steps=(0,), depth=depth)
     graph, params, frozen = nnx.split(config.lazy.initial_model(key), nnx.Param, ...)
@@ -258,6 +259,7 @@ def test_resume_gives_the_same_ledger(smoke):
     assert (out / "claims.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
     result = run_here("paper_figs/kernel_limits.py", "--run", out, "--out", tmp_path)

@@ -128,7 +128,13 @@ def test_fewer_images_measured_train_no_less(run):
     assert found.accuracies[0, 0] * 21 == pytest.approx(round(found.accuracies[0, 0] * 21), abs=1e-6)
 
 
-@pytest.mark.parametrize(("pool", "dims"), [(True, (84, 4, 4, 4, 6, 6)), (False, (84, 168, 168, 168, 72, 6))])
+@pytest.mark.parametrize(
+    ("pool", "dims"),
+    [
+        (True, (84, 4, 4, 4, 6, 6)),
+        pytest.param(False, (84, 168, 168, 168, 72, 6), marks=pytest.mark.slow),
+    ],
+)
 def test_pooling_reaches_the_measurement(pool, dims, monkeypatch):
     monkeypatch.setattr(vision, "evaluate", lambda *args, **kwargs: vision.Evaluation(0.0, 0.0))
     draw = np.random.default_rng(0)

@@ -79,6 +79,7 @@ def test_runs_have_the_units_of_an_averaged_error(pool):
     assert float(by_size[100].run.learning_rate) == pytest.approx(0.006)
 
 
+@pytest.mark.slow
 def test_probes_along_training_are_those_of_the_features(pool):
     options = MlpOptions(transfer_train=200, transfer_epochs=6, depth=2, width=16)
     config = runs.transfer_runs(options, pool)[0]
@@ -193,6 +194,7 @@ def test_resume_gives_the_same_ledger(smoke):
     assert manifest["sweeps"]["collapse"]["resumed_rows"] == 4
 
 
+@pytest.mark.slow
 def test_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
     result = run_here("paper_figs/train_vs_test.py", "--run", out, "--out", tmp_path)

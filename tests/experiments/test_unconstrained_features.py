@@ -133,6 +133,7 @@ def test_resume_reproduces_the_claims(smoke, tmp_path):
     assert (copy / "claims.json").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_the_paper_figures_are_drawn_from_the_folder(smoke, tmp_path):
     result = run_here("paper_figs/unconstrained_features.py", "--run", smoke, "--out", tmp_path)
     assert result.returncode == 0, result.stderr

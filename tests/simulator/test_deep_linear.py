@@ -56,7 +56,7 @@ def test_initial_kernels(key):
     assert np.asarray(normal.linear[0][...]).std() == pytest.approx(60**-0.5, rel=0.08)
 
 
-@pytest.mark.parametrize("backbone", [(), (16,)])
+@pytest.mark.parametrize("backbone", [(), pytest.param((16,), marks=pytest.mark.slow)])
 def test_training_collapses_the_head(key, backbone):
     """Orthogonal clusters are separable, so squared error falls and every layer's features collapse."""
     config = simulator.TrainConfig(
@@ -84,6 +84,7 @@ def test_training_collapses_the_head(key, backbone):
     assert float(history.train.collapse.nc1[-1]) < float(history.train.collapse.nc1[0])
 
 
+@pytest.mark.slow
 def test_sweep_over_decays_and_seeds():
     config = simulator.TrainConfig(
         data=simulator.MixtureData(MIXTURE, 2), model=DeepLinearSpec(widths=(4,)), loss="mse", num_steps=3

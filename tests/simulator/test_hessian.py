@@ -70,6 +70,7 @@ def test_dead_classes_of_deeper_networks(depth):
     assert all(result.verdict == "strict saddle" for result in saddles.values())
 
 
+@pytest.mark.slow
 @needs_x64
 def test_eigenvalues_by_central_differences_and_transformed():
     problem = UfmProblem((2, 1), 2, 2, weight_decay=0.05, feature_decay=0.1, bias="free", loss="cross_entropy")
@@ -83,6 +84,7 @@ def test_eigenvalues_by_central_differences_and_transformed():
     assert result.verdict == "not critical"
 
 
+@pytest.mark.slow
 @needs_x64
 def test_symmetries_of_constraints_bias_and_relu():
     constrained = UfmProblem((2, 2), 3, features="spherical", weights="norm_bounded", loss="cross_entropy", bias="free")

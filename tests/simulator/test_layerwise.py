@@ -40,6 +40,7 @@ def same(found, expected, rtol=1e-10 if X64 else 1e-4, atol=0.0):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), found, expected)
 
 
+@pytest.mark.slow
 def test_full_batch_descent_is_that_of_the_plain_training_loop(key):
     config = make(batch_size=None, optimizer="gd", num_epochs=8, record_epochs=(0, 1, 8), keep_params=True)
     plain = dataclasses.replace(config.run, num_records=3, keep_params=True)
@@ -279,10 +280,8 @@ def test_bad_splits_are_refused(changes, message):
         split_set(**changes)
 
 
-@pytest.mark.parametrize(
-    ("count", "milestone"),
-    [(20, 0.95), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((100, 0.99), (200, 0.975)))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "milestone"), [(20, 0.95), (100, 0.99), (200, 0.975)])
 def test_a_milestone_that_is_met_exactly_is_reached(count, milestone):
     """All but a few samples of label 0 are right for a network that always says 0."""
     wrong = round((1 - milestone) * count)

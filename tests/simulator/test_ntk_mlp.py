@@ -67,7 +67,7 @@ def test_parameters_are_standard_normal(key):
         assert abs(entries.std() - 1) < 5 / np.sqrt(2 * entries.size)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [SPECS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in SPECS[1:])])
 def test_tangent_kernel_is_that_of_the_full_jacobian(spec, key):
     model = build(spec, key)
     graph, params, rest = nnx.split(model, nnx.Param, ...)

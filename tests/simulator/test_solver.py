@@ -35,7 +35,7 @@ def run(problem, key, starts=4, **options):
     ("sizes", "depth", "weight_decay", "feature_decay", "bias", "expected"),
     [
         ((20, 10, 5, 5), 1, 0.01, 0.001, "none", 0.0374842712474619),
-        ((20, 10, 5, 5), 2, (0.01, 0.017), 0.001, "none", 0.06762054226452294),
+        pytest.param((20, 10, 5, 5), 2, (0.01, 0.017), 0.001, "none", 0.06762054226452294, marks=pytest.mark.slow),
         pytest.param((200, 100, 50, 50), 3, 5e-4, 5e-4, "none", 0.012218400372035048, marks=pytest.mark.slow),
         ((100,) * 4, 3, 5e-4, 5e-4, "free", 0.009471785243825687),
     ],
@@ -100,7 +100,8 @@ def test_nonnegative_features(features, key):
         assert np.asarray(result.params.features).min() >= 0
 
 
-@pytest.mark.parametrize("constraint", [pytest.param("spherical", marks=pytest.mark.slow), "norm_bounded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("constraint", ["spherical", "norm_bounded"])
 def test_norm_constraints(constraint, key):
     """Balanced, width >= K - 1: a simplex ETF at full length, margin r_w r_h K/(K-1)."""
     k, r_h, r_w = 4, 1.3, 1.7
@@ -125,6 +126,7 @@ def test_deep_relu_of_two_classes_reaches_the_linear_minimum(key):
     assert np.all(np.asarray(relu.loss) > best - GAP)
 
 
+@pytest.mark.slow
 def test_entry_of_a_batch_is_the_lone_start(key):
     """To the solver's own accuracy: a batch sums in another order."""
     problem = UfmProblem((5, 3, 2), 4, 2, weight_decay=0.01, feature_decay=0.01)
@@ -167,6 +169,7 @@ def test_what_falls_short_is_reported(key):
     assert int(broken.status) == solver.STATUS.index("non-finite")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not X64, reason="the polish matters below float32's rounding")
 def test_polish_finishes_what_the_first_phase_left(key):
     problem = UfmProblem((6, 4, 3), 5, weight_decay=0.01, feature_decay=0.01)

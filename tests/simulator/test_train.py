@@ -36,9 +36,9 @@ def final_weights(config, key):
     ("optimizer", "activation", "loss", "weight_decay"),
     [
         ("gd", "relu", "logistic", 0.0),
-        ("momentum", "identity", "mse_signs", 0.02),
+        pytest.param("momentum", "identity", "mse_signs", 0.02, marks=pytest.mark.slow),
         ("nesterov", "tanh", "logistic", 0.02),
-        ("adam", "relu", "mse_signs", 0.02),
+        pytest.param("adam", "relu", "mse_signs", 0.02, marks=pytest.mark.slow),
     ],
 )
 def test_two_layer_training_matches_the_numpy_reference(key, optimizer, activation, loss, weight_decay):
@@ -64,6 +64,7 @@ def test_two_layer_training_matches_the_numpy_reference(key, optimizer, activati
     np.testing.assert_array_equal(readout, np.asarray(start.readout[...]))
 
 
+@pytest.mark.slow
 def test_a_trained_readout_moves_with_the_reference(key):
     model = simulator.TwoLayerSpec(width=6, activation="identity", readout="trained", init_std=0.3)
     config = make(model=model, loss="mse_signs", weight_decay=0.01)

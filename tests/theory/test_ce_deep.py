@@ -73,7 +73,7 @@ def test_refuted_claim_by_training(k, depth, decay):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])
-@pytest.mark.parametrize("k", [4, 6, 7, 10])
+@pytest.mark.parametrize("k", [6, 7, *(pytest.param(each, marks=pytest.mark.slow) for each in (4, 10))])
 def test_refuted_range_whatever_the_decay(k, depth):
     """Wherever a non-zero ETF is the best ETF, blocks beat it: the theorem's range, over five decades."""
     for decay in 10 ** np.linspace(-6, -0.5, 12):
@@ -84,7 +84,7 @@ def test_refuted_range_whatever_the_decay(k, depth):
 
 
 @pytest.mark.parametrize("blocks", [None, (6,), (3, 3), (2, 4), (2, 2, 1, 1)])
-@pytest.mark.parametrize("depth", [2, 4, 9])
+@pytest.mark.parametrize("depth", [2, 4, pytest.param(9, marks=pytest.mark.slow)])
 def test_factors_are_a_critical_point_of_that_loss(blocks, depth):
     decays = list(np.linspace(1e-3, 2e-3, depth))
     record = ce_deep_low_rank_loss(

@@ -94,7 +94,10 @@ def test_collapse_vanishes_exactly_beyond_its_condition(depth):
 
 @pytest.mark.parametrize("features", ["free", "nonnegative"])
 @pytest.mark.parametrize("graph", ["line", "complement"])
-@pytest.mark.parametrize(("k", "depth", "n"), [(6, 4, 1), (10, 3, 5), (15, 5, 2)])
+@pytest.mark.parametrize(
+    ("k", "depth", "n"),
+    [(10, 3, 5), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((6, 4, 1), (15, 5, 2)))],
+)
 def test_srg_loss_is_that_of_its_explicit_network(k, depth, n, graph, features):
     decays = np.geomspace(5e-4, 2e-3, depth)
     found = srg_solution(k, n, depth=depth, weight_decay=decays, feature_decay=1e-3 / n, graph=graph, features=features)
@@ -196,6 +199,7 @@ def test_strong_decay_gives_zero_not_nan_in_norms():
     _is_the_geometry_of(found, params, 1)
 
 
+@pytest.mark.slow
 def test_vmap_and_gradient():
     def loss(decay):
         return srg_solution(6, 2, depth=4, weight_decay=decay, feature_decay=1e-3).loss

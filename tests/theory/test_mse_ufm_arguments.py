@@ -28,6 +28,7 @@ def test_invariance_under_order():
             np.testing.assert_allclose(permuted, getattr(b, name), atol=RTOL * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_derivative_of_the_optimal_loss():
     """Envelope theorem: dL*/d lambda_m = |W_m|^2/2, dL*/d lambda_H = |H|^2/2; no NaN from the dead modes."""
     for sizes, bias in (((30, 10, 1), "free"), ((10, 10, 10), 0.05)):
@@ -50,7 +51,7 @@ def test_derivative_of_the_optimal_loss():
         np.testing.assert_allclose(slope, record.layer_norms[0] / 2, rtol=1e-8 if X64 else 1e-3)
 
 
-@pytest.mark.parametrize("bias", ["none", "free", 0.2])
+@pytest.mark.parametrize("bias", ["free", *(pytest.param(each, marks=pytest.mark.slow) for each in ("none", 0.2))])
 def test_transformations_and_dtype(bias):
     sizes = np.array([[30, 10, 5], [8, 8, 8], [100, 3, 1]])
     if bias == 0.2:
@@ -80,6 +81,7 @@ def test_transformations_and_dtype(bias):
     )
 
 
+@pytest.mark.slow
 def test_float32_against_float64():
     """Single precision keeps five digits across four decades of decay."""
     if not X64:

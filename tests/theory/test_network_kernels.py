@@ -190,7 +190,7 @@ def test_kernels_are_positive_and_forget_rotations(activation, depth, weight_std
     assert np.linalg.eigvalsh(np.float64(record.ntk - record.nngp)).min() > -(1e-9 if X64 else 1e-3) * scale
 
 
-@pytest.mark.parametrize("activation", ["erf", "relu"])
+@pytest.mark.parametrize("activation", [pytest.param("erf", marks=pytest.mark.slow), "relu"])
 def test_gradients_are_finite_and_right(activation):
     """At equal, opposite, zero and nearly equal inputs; equal to central differences where there is no kink."""
     x2 = jnp.array([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0], [1.0, 2.0 + 1e-6], [0.3, -1.0]])

@@ -81,6 +81,7 @@ def test_closed_codes_have_their_value(k, d, value, kind):
     assert softmax_code_margin(k, d) == pytest.approx(value, abs=1e-15)
 
 
+@pytest.mark.slow
 def test_random_codes_never_beat_the_proven_values():
     rng = np.random.default_rng(0)
     for k, d in ((3, 2), (4, 2), (5, 3), (7, 3), (6, 4)):

@@ -84,7 +84,7 @@ def reference(network, train: Images, test: Images, *, pool: bool) -> list[list[
 @pytest.mark.parametrize(
     ("family", "pool"),
     [
-        ("mlp", False),
+        pytest.param("mlp", False, marks=pytest.mark.slow),
         ("resnet", False),
         pytest.param("vgg", True, marks=pytest.mark.slow),
         pytest.param("densenet", False, marks=pytest.mark.slow),

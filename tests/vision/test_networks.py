@@ -91,6 +91,7 @@ def test_normalisation_of_bfloat16_is_done_in_float32(key):
     np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * exact.var(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_computes_on_float32_parameters(family):
     full, half = build(family), build(family, dtype=jnp.bfloat16)

@@ -12,7 +12,7 @@ from nctheory.vision.spectra import layer_spectra
 from tests.vision.test_layers import small
 
 
-@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("pool", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_layer_agrees_with_its_stored_activations(pool):
     network, train, _ = small("resnet")
     found = layer_spectra(network, train, pool=pool, batch_size=7)

@@ -206,7 +206,10 @@ def real(name):
 
 @pytest.mark.parametrize(
     ("name", "count", "shape", "first"),
-    [("mnist", 10_000, (28, 28, 1), "0"), ("cifar10", 10_000, (32, 32, 3), "airplane")],
+    [
+        ("mnist", 10_000, (28, 28, 1), "0"),
+        pytest.param("cifar10", 10_000, (32, 32, 3), "airplane", marks=pytest.mark.slow),
+    ],
 )
 def test_the_real_sets_have_their_published_sizes(name, count, shape, first, tmp_path, monkeypatch):
     real(name)

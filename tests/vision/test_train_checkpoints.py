@@ -142,7 +142,8 @@ def test_a_run_killed_twice_ends_bitwise_as_an_uninterrupted_one(uninterrupted, 
     assert _checkpoints.stored_epochs(tmp_path) == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("form", ["host", pytest.param("scan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["host", "scan"])
 def test_networks_with_convolutions_and_batch_norm_resume_exactly(form, tmp_path):
     spec, config = TinySpec(), dataclasses.replace(CONFIG, num_epochs=4, drop_last=False, compute_dtype="bfloat16")
     full = run(tmp_path / "a", spec=spec, config=config, form=form)

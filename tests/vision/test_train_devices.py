@@ -25,11 +25,13 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
     assert done.stdout == "equal\n", done.stderr
 
 
-def test_seeds_spread_over_devices_equal_those_of_one(tmp_path):
-    done = on_eight("spread_seeds", tmp_path)
+@pytest.mark.parametrize("what", ["spread_seeds", pytest.param("spread_convolutions", marks=pytest.mark.slow)])
+def test_seeds_spread_over_devices_equal_those_of_one(tmp_path, what):
+    done = on_eight(what, tmp_path)
     assert done.stdout == "equal\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_state_lies_where_its_seed_is_trained():
     script = """
         import jax, numpy as np

@@ -148,6 +148,7 @@ def test_processes_with_meshes_of_their_own_train_apart(tmp_path):
     assert_same(*(read(tmp_path / f"loaded-{index}.npz") for index in range(2)))
 
 
+@pytest.mark.slow
 def test_processes_share_seeds_out_and_one_finishes_what_they_began(tmp_path):
     ended = together(2, "train_seeds", tmp_path)
     assert [each.code for each in ended] == [0, 0], ended

@@ -60,32 +60,41 @@ def spread_batches(folder):
 
 
 def spread_seeds(folder):
-    """Several networks, their seeds over devices: nine on five of eight, one place empty, and four on four."""
+    """Several networks, their seeds over devices: nine on five of eight, one place empty."""
+    spread_these(folder, "host", DENSE, [5, 1, 9, 2, 3, 7, 4, 8, 6])
+
+
+def spread_convolutions(folder):
+    """Four networks with convolutions, an epoch one program, on four of eight devices."""
+    spread_these(folder, "scan", TinySpec(), [5, 1, 9, 2])
+
+
+def spread_these(folder, form, spec, seeds):
+    """These seeds spread and alone, then finished by one device and by many."""
     mesh, seen = mesh_of_eight("seeds"), []
 
     def at_checkpoint(epoch, networks):
         seen.append(len(networks))
         return {"accuracy": [evaluate(each, DATA[1]).accuracy for each in networks]}
 
-    for form, spec, seeds in (("host", DENSE, [5, 1, 9, 2, 3, 7, 4, 8, 6]), ("scan", TinySpec(), [5, 1, 9, 2])):
-        named: dict[str, Any] = dict(seeds=seeds, form=form, progress=False, on_checkpoint=at_checkpoint)
-        one = train_networks(spec, SHORT, *DATA, **named)
-        here = f"{folder}/{form}-{len(seeds)}"
-        many = train_networks(spec, SHORT, *DATA, folder=here, mesh=mesh, **named)
-        assert seen[-1] == len(seeds)
-        assert_close(many, one)
-        for mine, other in zip(many.networks, one.networks, strict=True):
-            assert_close_parameters(mine, other)
-            leaf = jax.tree.leaves(nnx.state(mine))[0]
-            assert len(leaf.sharding.device_set) == 1
-        # The newest checkpoint is lost; one device finishes what five or four began.
-        shutil.rmtree(f"{here}/epoch_000002")
-        again = train_networks(spec, SHORT, *DATA, folder=here, resume=True, **named)
-        assert again.resumed_epochs == 1
-        np.testing.assert_allclose(again.history.test_loss, one.history.test_loss, rtol=1e-4)
-        np.testing.assert_array_equal(again.checkpoints[1]["accuracy"], many.checkpoints[1]["accuracy"])
-        # And the other way round.
-        shutil.rmtree(f"{here}/epoch_000002")
-        more = train_networks(spec, SHORT, *DATA, folder=here, resume=True, mesh=mesh, **named)
-        assert more.resumed_epochs == 1
-        np.testing.assert_array_equal(more.history.test_loss, many.history.test_loss)
+    named: dict[str, Any] = dict(seeds=seeds, form=form, progress=False, on_checkpoint=at_checkpoint)
+    one = train_networks(spec, SHORT, *DATA, **named)
+    here = f"{folder}/{form}-{len(seeds)}"
+    many = train_networks(spec, SHORT, *DATA, folder=here, mesh=mesh, **named)
+    assert seen[-1] == len(seeds)
+    assert_close(many, one)
+    for mine, other in zip(many.networks, one.networks, strict=True):
+        assert_close_parameters(mine, other)
+        leaf = jax.tree.leaves(nnx.state(mine))[0]
+        assert len(leaf.sharding.device_set) == 1
+    # The newest checkpoint is lost; one device finishes what five or four began.
+    shutil.rmtree(f"{here}/epoch_000002")
+    again = train_networks(spec, SHORT, *DATA, folder=here, resume=True, **named)
+    assert again.resumed_epochs == 1
+    np.testing.assert_allclose(again.history.test_loss, one.history.test_loss, rtol=1e-4)
+    np.testing.assert_array_equal(again.checkpoints[1]["accuracy"], many.checkpoints[1]["accuracy"])
+    # And the other way round.
+    shutil.rmtree(f"{here}/epoch_000002")
+    more = train_networks(spec, SHORT, *DATA, folder=here, resume=True, mesh=mesh, **named)
+    assert more.resumed_epochs == 1
+    np.testing.assert_array_equal(more.history.test_loss, many.history.test_loss)
