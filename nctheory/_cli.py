@@ -111,8 +111,8 @@ def start(options: Any) -> None:
 def compile_in_a_hurry() -> None:
     """Let XLA compile faster and run slower; for smoke runs, which do little else. Call it before JAX starts."""
     flags = ["--xla_backend_optimization_level=0"]
-    # The first halves what is left; the second saves a tenth of it where programs are compiled side by side. But XLA stops
-    # at a flag that it does not know: only where they were tried.
+    # The first halves what is left; the second saves a tenth of it where programs are compiled side by side. But XLA
+    # stops at a flag that it does not know: only where they were tried.
     if version("jaxlib").startswith("0.10."):
         flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
