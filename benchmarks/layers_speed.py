@@ -24,7 +24,7 @@ from flax import nnx
 from benchmarks import _timing
 from benchmarks._table import Row
 from nctheory import simulator, vision
-from nctheory.simulator._layer_measures import measure_layers
+from nctheory.simulator._layer_measures import measure_layers, measure_spectra
 from nctheory.simulator._updates import split
 from nctheory.simulator.train import initial_model
 
@@ -83,27 +83,31 @@ def train_config(config: Config) -> simulator.LayerTrainConfig:
         weight_decay=2.5e-3,
         batch_size=config.batch_size,
         schedule="one_cycle",
+        spectra=True,
     )
 
 
 def train_alone(config: simulator.LayerTrainConfig, key: jax.Array) -> jax.Array:
     """Running accuracy of every epoch; without what it does not depend on, nothing is measured."""
-    return simulator.train_layers(replace(config, milestones=()), key).epoch_accuracy
+    return simulator.train_layers(replace(config, milestones=(), spectra=False), key).epoch_accuracy
 
 
 def measure_alone(config: simulator.LayerTrainConfig, key: jax.Array) -> Any:
-    """Measure every layer as often as the training does, each time of another multiple of the first weights."""
+    """Measure every layer as often as the training does, each time of another multiple of the first weights.
+
+    Spectra twice, as the training does.
+    """
     run = config.run
     train, test = run.data.draw(key)
     assert test is not None
     graph, params, frozen = split(initial_model(run, key))
 
-    def one(scale: jax.Array) -> Any:
-        return measure_layers(
-            run, nnx.merge(graph, jax.tree.map(lambda leaf: scale * leaf, params), frozen), train, test
-        )
+    def scaled(scale: jax.Array) -> Any:
+        return nnx.merge(graph, jax.tree.map(lambda leaf: scale * leaf, params), frozen)
 
-    return jax.lax.map(one, jnp.linspace(0.9, 1.1, _num_measurements(config), dtype=float))
+    scales = jnp.linspace(0.9, 1.1, _num_measurements(config), dtype=float)
+    spectra = jax.lax.map(lambda scale: measure_spectra(scaled(scale), train, num_classes=NUM_CLASSES), scales[:2])
+    return jax.lax.map(lambda scale: measure_layers(run, scaled(scale), train, test), scales), spectra
 
 
 def _num_measurements(config: simulator.LayerTrainConfig) -> int:

@@ -63,7 +63,13 @@ def measure(options: MlpOptions, pool: "Pool", plans: dict, folder: RunFolder) -
             PARTS[name].prepare(job)
         groups = {name: PARTS[name].measure(job) for name in plans}
     tree = xr.DataTree.from_dict(groups)
-    tree.attrs.update(title=f"{options.dataset}, MLP {options.depth} x {options.width}", smoke=int(options.smoke))
+    title = f"{options.dataset}, MLP {options.depth} x {options.width}"
+    if "samples" in plans:
+        # That part has a network of its own.
+        sampled = next(iter(plans["samples"].values())).run.model
+        widths = f"{len(sampled.widths)} x {sampled.widths[0]}"
+        title = f"{options.dataset}, MLP {widths}" if len(plans) == 1 else f"{title} (samples: {widths})"
+    tree.attrs.update(title=title, smoke=int(options.smoke))
     folder.write_history(tree)
     folder.write_manifest(
         device=str(jax.devices()[0].device_kind),

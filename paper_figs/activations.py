@@ -1,7 +1,9 @@
 """Figure and table: collapse in every layer by activation and loss, from run folders of the layer experiment.
 
     python experiments/intermediate_layers.py --seed 3000
-    python experiments/intermediate_layers.py --seed 3000 --activation tanh --loss cross_entropy --conditions
+    python experiments/intermediate_layers.py --seed 3000 --activation tanh --conditions
+    python experiments/intermediate_layers.py --seed 3000 --activation tanh --loss cross_entropy --learning-rate 0.02 \
+      --conditions
     ...
     python paper_figs/activations.py
 
@@ -90,6 +92,14 @@ def _rows(
         }
 
 
+def _missing(record: "xr.Dataset") -> str:
+    """What the figure needs and this record has not."""
+    conditions = record["condition"].values.tolist() if "condition" in record.coords else []
+    needed = {f"condition {name!r}": name in conditions for name in ("digits", "digits_no_decay")}
+    needed["effective_rank"] = "effective_rank" in record
+    return next((name for name, is_there in needed.items() if not is_there), "")
+
+
 def run(config: Config) -> int:
     """Read the records, write figure and table."""
     from nctheory import plotting
@@ -105,6 +115,12 @@ def run(config: Config) -> int:
             )
         folders[key] = folder
     records: Any = {key: folder.read_history() for key, folder in folders.items()}
+    for key, record in records.items():
+        if missing := _missing(record):
+            raise ArgumentError(
+                f"Argument `runs` must hold runs of the MLP on digits with spectra, but {folders[key].path} has no "
+                f"{missing}."
+            )
     written = plotting.save_figure(figure.draw(records), config.out / "activations")
     text = table(folders, records)
     write(config.out / "activations.csv", text)

@@ -22,6 +22,13 @@ def singular_values(matrix: Float[Array, "m n"]) -> Float[Array, " r"]:
     return jnp.linalg.svd(matrix, compute_uv=False)
 
 
+@one_by_one
+def left_singular_vectors(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "m r"], Float[Array, " r"]]:
+    """Left singular vectors and singular values of a thin decomposition, the largest first."""
+    vectors, sigma, _ = jnp.linalg.svd(matrix, full_matrices=False)
+    return vectors, sigma
+
+
 def residual_factor(
     moments: ClassMoments,
     features: Float[Array, "N d"],
@@ -36,10 +43,18 @@ def residual_factor(
     copy of the features if they are fewer than their dimension.
     """
     num_samples, dim = features.shape
-    scale = float(num_samples) ** -0.5
     if num_samples + extra.shape[0] < dim:
-        rows = jnp.concatenate([_moments.residuals(moments, features, labels) * scale, extra])
-        return _triangle(rows.T)
+        rows = _moments.residuals(moments, features, labels) * float(num_samples) ** -0.5
+        return _triangle(jnp.concatenate([rows, extra]).T)
+    return _triangle(jnp.concatenate([residual_triangle(moments, features, labels), extra]))
+
+
+def residual_triangle(
+    moments: ClassMoments, features: Float[Array, "N d"], labels: Integer[Array, " N"]
+) -> Float[Array, "d d"]:
+    """Triangular factor of Z / sqrt(N), Z the features minus the mean of their class, found block by block."""
+    num_samples, dim = features.shape
+    scale = float(num_samples) ** -0.5
 
     def step(triangle: Array, first: Any, size: int) -> Array:
         rows, classes = _moments.take_rows(features, first, size), _moments.take_rows(labels, first, size)
@@ -47,5 +62,4 @@ def residual_factor(
 
     start = jnp.zeros((dim, dim), moments.offsets.dtype)
     # Blocks of at least four times the dimension, so that the triangle carried along costs a quarter at most.
-    triangle = _moments.fold_rows(step, start, num_rows=num_samples, num_columns=dim, min_rows=4 * dim)
-    return _triangle(jnp.concatenate([triangle, extra]))
+    return _moments.fold_rows(step, start, num_rows=num_samples, num_columns=dim, min_rows=4 * dim)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Integer
 from nctheory import _checks
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
-from nctheory.metrics._factors import residual_factor, singular_values
+from nctheory.metrics._factors import left_singular_vectors, residual_factor, residual_triangle, singular_values
+from nctheory.metrics._moments import ClassMoments
 from nctheory.metrics.collapse import _right_singular_vectors
 
 
@@ -102,7 +103,8 @@ def variability_collapse_index(
 
     Rank rule: directions in which A = [Z / sqrt(N); G / sqrt(K)], the features and the class means about their means
     (Sigma_T = A^T A), has a singular value of at most eps d times the largest count as absent;
-    rank(Sigma_B) counts the singular values of G / sqrt(K) above the same floor.
+    rank(Sigma_B) counts the singular values of G / sqrt(K) above the same floor. Summed as squares of residuals, so
+    that it keeps its digits near collapse; within 25 % also where the residuals themselves lie below that floor.
 
     Flattering for N not much larger than d: Gaussian features without any class structure have E[VCI] =
     1 - max(d, K-1)/(N-1) on balanced classes, the share of sample space that d directions leave, and not 1; with d = 20
@@ -137,8 +139,7 @@ def variability_collapse_index(
         Xu and Liu (2023), as public code that computes the index writes it (the paper was not at hand); Sigma_T of
         unbalanced classes, the rank rule and the NaN for N - 1 <= d are the project's own.
     """
-    _moments.check_inputs(features, labels, num_classes=num_classes)
-    _checks.no_empty_class("labels", labels, num_classes=num_classes)
+    _check_classes(features, labels, num_classes)
     return _vci(features, labels, num_classes=int(num_classes))
 
 
@@ -172,13 +173,18 @@ def layer_spectrum(
     Raises:
         ValueError: as the functions do.
     """
-    index = variability_collapse_index(features, labels, num_classes=num_classes)
-    return LayerSpectrum(_of_spectrum(features, measure=_effective_rank), index)
+    _check_classes(features, labels, num_classes)
+    return _spectrum(features, labels, num_classes=int(num_classes))
 
 
 def _check(features: Any) -> None:
     _checks.shape("features", features, ("N", "d"))
     _moments.check_inputs(features, np.zeros(np.shape(features)[0], np.int32), num_classes=2)
+
+
+def _check_classes(features: Any, labels: Any, num_classes: Any) -> None:
+    _moments.check_inputs(features, labels, num_classes=num_classes)
+    _checks.no_empty_class("labels", labels, num_classes=num_classes)
 
 
 @partial(jax.jit, static_argnames="measure")
@@ -191,9 +197,16 @@ def _of_spectrum(features: Any, *, measure: Callable[[Array, float], Array]) -> 
     if num_samples < 2:
         return jnp.full((), jnp.nan, moments.offsets.dtype)
     sigma = singular_values(residual_factor(moments, features, labels, nothing))
-    floor = float(jnp.finfo(sigma.dtype).eps) * min(num_samples, dim)
+    return _of_values(sigma, moments.offsets, min(num_samples, dim), measure)
+
+
+def _of_values(
+    sigma: Float[Array, " r"], mean: Float[Array, "..."], size: int, measure: Callable[[Array, float], Array]
+) -> Float[Array, ""]:
+    """A measure of the singular values of features about their mean, itself about the point near the features."""
+    floor = float(jnp.finfo(sigma.dtype).eps) * size
     # Equal features leave nothing, or the rounding of their mean.
-    spread = sigma[0] > floor * jnp.max(jnp.abs(moments.offsets))
+    spread = sigma[0] > floor * jnp.max(jnp.abs(mean))
     return jnp.where(spread, measure(sigma / sigma[0], floor), jnp.nan)
 
 
@@ -208,21 +221,56 @@ def _stable_rank(ratios: Float[Array, " r"], floor: float) -> Float[Array, ""]:
 
 
 @partial(jax.jit, static_argnames="num_classes")
+def _spectrum(features: Any, labels: Any, *, num_classes: int) -> LayerSpectrum:
+    """Both from one triangular factor of the residuals, where these are enough to have one."""
+    features = jnp.asarray(features)
+    if features.shape[0] - 1 <= features.shape[1]:
+        index = _vci(features, labels, num_classes=num_classes)
+        return LayerSpectrum(_of_spectrum(features, measure=_effective_rank), index)
+    moments, triangle = _moments_and_triangle(features, labels, num_classes)
+    # About the mean of all samples the spread is that about the class means, and theirs, by their samples.
+    shares = moments.counts.astype(triangle.dtype) / features.shape[0]
+    mean = jnp.sum(shares[:, None] * moments.offsets, axis=0)
+    between = jnp.sqrt(shares)[:, None] * (moments.offsets - mean[None, :])
+    between = jnp.where(moments.is_complete, between, jnp.nan)
+    sigma = singular_values(jnp.concatenate([triangle, between]))
+    rank = _of_values(sigma, mean, features.shape[1], _effective_rank)
+    return LayerSpectrum(rank, _index(moments, triangle))
+
+
+@partial(jax.jit, static_argnames="num_classes")
 def _vci(features: Any, labels: Any, *, num_classes: int) -> Float[Array, ""]:
-    """Sum of the leverages of the class means' rows in A, that is tr(A_B (A^T A)^+ A_B^T)."""
-    features, labels = jnp.asarray(features), _moments.as_labels(labels, num_classes)
+    features = jnp.asarray(features)
+    if features.shape[0] - 1 <= features.shape[1]:
+        return jnp.full((), jnp.nan, _moments.working_dtype(features.dtype))
+    return _index(*_moments_and_triangle(features, labels, num_classes))
+
+
+def _moments_and_triangle(
+    features: Float[Array, "N d"], labels: Any, num_classes: int
+) -> tuple[ClassMoments, Float[Array, "d d"]]:
+    labels = _moments.as_labels(labels, num_classes)
     moments = _moments.class_means(features, labels, num_classes)
-    means = moments.centered_means() * float(num_classes) ** -0.5
-    num_samples, dim = features.shape
-    if num_samples - 1 <= dim:
-        return jnp.full((), jnp.nan, means.dtype)
-    sigma, vt = _right_singular_vectors(residual_factor(moments, features, labels, means))
+    return moments, residual_triangle(moments, features, labels)
+
+
+def _index(moments: ClassMoments, triangle: Float[Array, "d d"]) -> Float[Array, ""]:
+    """1 - tr(Sigma_T^+ Sigma_B) / rank(Sigma_B), as a sum of squares that near collapse loses no digits.
+
+    A = [triangle; G / sqrt(K)] has A^T A = Sigma_T. With its left singular vectors U, split in the same rows, the trace
+    is |U_G|^2, and rank - trace is |U_Z W|^2, W the right singular vectors of U_G in the directions of the means.
+    """
+    means = moments.centered_means() * float(moments.counts.shape[0]) ** -0.5
+    dim = triangle.shape[1]
+    vectors, sigma = left_singular_vectors(jnp.concatenate([triangle, means]))
     floor = float(jnp.finfo(means.dtype).eps) * dim * sigma[0]
-    products = jnp.matmul(vt, means.T, precision=_moments.HIGHEST)
-    leverages = (products / jnp.where(sigma > 0, sigma, 1)[:, None]) ** 2
-    total = jnp.sum(jnp.where((sigma > floor)[:, None], leverages, 0))
+    # Directions that only rounding spans count as none.
+    vectors = jnp.where((sigma > floor)[None, :], vectors, 0)
     rank = jnp.sum(singular_values(means) > floor, dtype=jnp.int32)
+    _, directions = _right_singular_vectors(vectors[dim:])
+    within = jnp.matmul(vectors[:dim], directions.T, precision=_moments.HIGHEST)
+    is_counted = jnp.arange(directions.shape[0], dtype=jnp.int32) < rank
+    total = jnp.sum(jnp.where(is_counted[None, :], within**2, 0))
     # A comparison with NaN is false and would pass as a direction left out.
     known = (rank > 0) & jnp.isfinite(sigma[0]) & moments.are_apart
-    index = jnp.clip(1 - total / jnp.maximum(rank, 1).astype(means.dtype), 0, 1)
-    return jnp.where(known, index, jnp.nan)
+    return jnp.where(known, jnp.clip(total / jnp.maximum(rank, 1).astype(means.dtype), 0, 1), jnp.nan)

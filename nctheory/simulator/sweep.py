@@ -176,8 +176,12 @@ class PreparedSweep:
     def _take(self, sizes: _chunks.Sizes) -> None:
         """Adopt these sizes, with the program if it is compiled."""
         self.chunk_size, self._share, self._choice = sizes.chunk, sizes.share, sizes.choice
-        num_shares = sizes.chunk // sizes.share
-        self.num_workers = 1 if self._mesh is not None else min(_program.num_workers(), num_shares)
+        store = self._store
+        is_given = sizes.choice.way == "given" or (store is not None and store.asked is not None)
+        # A size that was asked for bounds the rows that run together. Chunks of another size, begun by a run with fewer
+        # cores, run side by side.
+        rows = sizes.chunk if is_given else self._rows.count
+        self.num_workers = 1 if self._mesh is not None else min(_program.num_workers(), -(-rows // sizes.share))
         self._runner = sizes.runner
         if self._runner is not None:
             self.compile_seconds = self._runner.compile_seconds

@@ -121,3 +121,13 @@ def normalise(
     """What a network sees of uint8 images: `(images - mean) / std` in float32, for use inside compiled functions."""
     levels = jnp.asarray(images).astype(jnp.float32)
     return (levels - jnp.asarray(mean)[None, None, None, :]) / jnp.asarray(std)[None, None, None, :]
+
+
+def check_images(name: str, value: object) -> None:
+    """Refuse anything but `Images`, such as bare arrays.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(value, Images):
+        raise ArgumentError(f"Argument `{name}` must be of type `vision.Images`, but is {type(value).__name__}.")

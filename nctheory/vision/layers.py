@@ -22,7 +22,7 @@ from nctheory.metrics.held_out import HeldOutAccumulator, LayerMetrics
 from nctheory.metrics.streaming import CollapseAccumulator, CollapseSecondPass
 from nctheory.vision._steps import DATA_AXIS
 from nctheory.vision.evaluation import _UNDER_WAY, FEATURES, _eval_mode, _mesh_of, put
-from nctheory.vision.images import Images, normalise
+from nctheory.vision.images import Images, check_images, normalise
 
 INPUT = "input"
 
@@ -116,6 +116,9 @@ def layer_collapse(
     References:
         Parker, Onal, Stengel and Intrater (2023), public code: train split only, without the input.
     """
+    check_images("train", train)
+    if test is not None:
+        check_images("test", test)
     num_classes = train.num_classes if num_classes is None else _checks.integer("num_classes", num_classes, minimum=2)
     _check_splits(train, test, num_classes, require_all_test_classes)
     _checks.integer("batch_size", batch_size, minimum=1)

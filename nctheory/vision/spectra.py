@@ -11,7 +11,7 @@ from flax import nnx
 from nctheory import _checks
 from nctheory.metrics.spectrum import LayerSpectrum, layer_spectrum
 from nctheory.vision.evaluation import _eval_mode, _extract
-from nctheory.vision.images import Images, normalise
+from nctheory.vision.images import Images, check_images, normalise
 from nctheory.vision.layers import INPUT, _chosen, _classifier_of, _sizes
 
 # Compiled: features that are not finite, as of a network that has diverged, give NaN there, an error outside.
@@ -69,6 +69,7 @@ def layer_spectra(
         ValueError: for a network without named layers, a layer that it has not or named twice, labels out of range, a
             class without images, or a number below its bound.
     """
+    check_images("images", images)
     num_classes = images.num_classes if num_classes is None else _checks.integer("num_classes", num_classes, minimum=2)
     _checks.labels("images.labels", images.labels, num_classes=num_classes)
     _checks.no_empty_class("images.labels", images.labels, num_classes=num_classes)

@@ -115,6 +115,27 @@ def test_the_index_does_not_drift_with_the_number_of_samples():
     np.testing.assert_allclose(values, 0.09 / 0.34, rtol=0.2)
 
 
+@pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("dim", [12, 64])
+def test_index_keeps_its_digits_near_collapse(noise, dim):
+    rng = np.random.default_rng(12)
+    labels = np.arange(700) % 10
+    features = rng.standard_normal((10, dim))[labels] + noise * rng.standard_normal((700, dim))
+    features = features.astype(np.float32)
+    rows = features.astype(np.float64)
+    means = np.stack([rows[labels == c].mean(axis=0) for c in range(10)])
+    within, between = (rows - means[labels]) / 700**0.5, (means - means.mean(axis=0)) / 10**0.5
+    # With q the eigenvalues of Sigma_W^-1 Sigma_B, 1 - tr(Sigma_T^-1 Sigma_B)/rank is the mean of 1/(1 + q).
+    whitened = np.linalg.solve(np.linalg.cholesky(within.T @ within), between.T)
+    expected = np.mean(1 / (1 + np.linalg.svd(whitened, compute_uv=False)[:9] ** 2))
+    found = layer_spectrum(features, labels, num_classes=10)
+    # The residuals of float32 features are rounded to 6e-8 of the features: 1e-4 of noise 1e-3, and twice in a square.
+    np.testing.assert_allclose(found.variability_collapse_index, expected, rtol=2e-3)
+    alone = variability_collapse_index(features, labels, num_classes=10)
+    np.testing.assert_allclose(found.variability_collapse_index, alone, rtol=1e-5)
+    np.testing.assert_allclose(found.effective_rank, effective_rank(features), rtol=1e-5)
+
+
 @pytest.mark.parametrize("change", ["rotation", "scale up", "scale down", "offset", "order", "relabel", "linear map"])
 @pytest.mark.parametrize("dim", [7, 90])
 def test_invariances(change, dim):
@@ -299,7 +320,7 @@ def test_layer_spectrum_is_both_measures():
     features = np.random.default_rng(3).standard_normal((40, 6))
     labels = np.arange(40) % 4
     found = layer_spectrum(features, labels, num_classes=4)
-    assert found.effective_rank == effective_rank(features)
+    np.testing.assert_allclose(found.effective_rank, effective_rank(features), rtol=1e-12 if X64 else 1e-5)
     assert found.variability_collapse_index == variability_collapse_index(features, labels, num_classes=4)
     blank = jax.jit(lambda rows: layer_spectrum(rows, labels, num_classes=4))(features * np.nan)
     assert all(np.isnan(leaf) for leaf in jax.tree.leaves(blank))

@@ -193,6 +193,21 @@ def test_other_cores_finish_to_the_same_bits(tmp_path, monkeypatch, cores):
     assert_identical(again.history, first.history)
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (5, 5), (64, 11)])
+def test_chunks_of_fewer_cores_keep_more_cores_busy(tmp_path, monkeypatch, cores, workers):
+    monkeypatch.setattr(_program, "num_cores", lambda: 3)
+    monkeypatch.setattr(_program, "auto_chunk_size", lambda *_: 6)
+    first = processes.lone(checkpoint=tmp_path / "parts", chunk_size="auto")
+    assert (first.chunk_size, first.share, first.num_workers) == (6, 2, 3)
+    for index in (0, 2, 3):
+        (tmp_path / "parts" / f"chunk-{index:05d}.npz").unlink()
+    monkeypatch.setattr(_program, "num_cores", lambda: cores)
+    again = processes.lone(checkpoint=tmp_path / "parts", chunk_size="auto")
+    # Of 21 rows 6 are stored; shares stay as they are.
+    assert (again.chunk_size, again.share, again.num_workers, again.num_resumed) == (6, 2, workers, 6)
+    assert_identical(again.history, first.history)
+
+
 @pytest.mark.usefixtures("own_errors")
 def test_a_mesh_of_some_other_processes_is_refused(monkeypatch):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("rows",))
