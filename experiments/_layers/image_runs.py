@@ -116,7 +116,7 @@ def _one(
             folder=parts / f"{condition}-{seed}",
             pool=config.images.pool,
             max_measured=config.images.max_measured,
-            spectra=True,
+            max_spectrum_dim=config.images.max_spectrum_dim,
             progress=not config.quiet,
         )
     except vision.NonFiniteLossError as error:
@@ -167,6 +167,8 @@ def _attributes(config: Any, job: Job) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "schedule": options.schedule,
         "activations": "averaged over height and width" if options.pool else "flattened",
+        # Why wider layers have no effective rank: their numbers are NaN.
+        "max_spectrum_dim": options.max_spectrum_dim,
         "num_train": [splits[0].num_samples for splits in job.sets.values()],
         "hardware": hardware(),
     }

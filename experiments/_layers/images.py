@@ -75,7 +75,7 @@ def train_and_measure(
     pool: bool = False,
     max_measured: int | None = None,
     milestones: Sequence[float] = MILESTONES,
-    spectra: bool = False,
+    max_spectrum_dim: int = 0,
     progress: bool = True,
 ) -> MeasuredNetwork:
     """Train one network and measure `layer_collapse` at its checkpoints; go on from what `folder` holds.
@@ -87,13 +87,14 @@ def train_and_measure(
         test: test split, with the statistics of the training split.
         seed: seed of the run.
         folder: where checkpoints and measurements go; None keeps none. A folder belongs to one set of the arguments
-            here: `pool`, `max_measured` and `spectra` are not among what a resumed run compares.
+            here: `pool` and the two limits are not among what a resumed run compares.
         measure_epochs: increasing epochs to measure, 0 before training; `config.kept_epochs` if None.
         pool: whether activations are averaged over height and width; otherwise they are flattened.
         max_measured: images of each split that are measured, the first; all if None. The train class means are those
             of the measured images.
         milestones: shares of right answers in the batches of an epoch, each before its step.
-        spectra: whether to measure `layer_spectra` of the train images too, at the first and the last epoch.
+        max_spectrum_dim: widest layer, numbers a sample, whose `layer_spectra` are measured too, on the train images at
+            the first and the last epoch; 0 measures none.
         progress: whether to show a progress bar.
 
     Returns:
@@ -113,8 +114,8 @@ def train_and_measure(
     ends = (config.kept_epochs[0], config.kept_epochs[-1])
 
     def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
-        wanted = spectra and epoch in ends
-        return _measure(network, measured, loss=config.loss, pool=pool, spectra=wanted)
+        limit = max_spectrum_dim if epoch in ends else 0
+        return _measure(network, measured, loss=config.loss, pool=pool, max_spectrum_dim=limit)
 
     run = vision.train_network(
         spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
@@ -133,7 +134,7 @@ def _measured_splits(train: "Images", test: "Images", count: int | None) -> "tup
 
 
 def _measure(
-    network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool, spectra: bool = False
+    network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool, max_spectrum_dim: int = 0
 ) -> dict[str, Any]:
     """Everything of one checkpoint, as arrays by name."""
     from nctheory import vision
@@ -148,15 +149,15 @@ def _measure(
         "losses": np.array([each.loss for each in performance]),
         "accuracies": np.array([each.accuracy for each in performance]),
         "dims": np.array(layers.dims),
-        "spectra": _spectra(network, splits[0], pool) if spectra else blank,
+        "spectra": _spectra(network, splits[0], pool, max_spectrum_dim) if max_spectrum_dim else blank,
         "seconds": np.array(time.perf_counter() - began),
     }
 
 
-def _spectra(network: Any, images: "Images", pool: bool) -> dict[str, Float[np.ndarray, " L"]]:
+def _spectra(network: Any, images: "Images", pool: bool, max_dim: int) -> dict[str, Float[np.ndarray, " L"]]:
     from nctheory import vision
 
-    found = vision.layer_spectra(network, images, pool=pool).spectrum
+    found = vision.layer_spectra(network, images, pool=pool, max_dim=max_dim).spectrum
     return {name: np.asarray(getattr(found, name), np.float64) for name in SPECTRUM}
 
 

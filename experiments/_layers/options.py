@@ -32,12 +32,16 @@ class ImageOptions:
     """Test images to use, the first of the set; all by default."""
     max_measured: int | None = None
     """Images of each split that are measured, the first; all by default."""
+    max_spectrum_dim: int = 2048
+    """Widest layer, in numbers a sample, whose effective rank and variability collapse index are measured: they need
+    all activations of a layer at once. 0 measures none."""
 
     def check(self) -> None:
         """Check what the training's own configuration does not."""
         for name in ("num_epochs", "batch_size", "num_train", "num_test", "max_measured"):
             if getattr(self, name) is not None:
                 check_integer(f"images.{name}", getattr(self, name), minimum=1)
+        check_integer("images.max_spectrum_dim", self.max_spectrum_dim, minimum=0)
         listed = self.checkpoint_epochs
         if listed and (listed[-1] != self.num_epochs or listed[0] or list(listed) != sorted(set(listed))):
             raise ArgumentError(
