@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     """A finished run with its folder and data; read only."""
     data = splits(60, 30)
     folder = tmp_path_factory.mktemp("layers") / "run"
-    options = {"measure_epochs": (0, 2, 4), "spectra": True, "progress": False}
+    options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": 2048, "progress": False}
     return train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, **options), folder, data
 
 
@@ -86,7 +86,7 @@ def test_resumed_run_is_the_uninterrupted_one(run, tmp_path):
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "epoch_000004")
     for _ in range(2):  # The second time nothing is left to train.
-        options = {"measure_epochs": (0, 2, 4), "spectra": True, "progress": False}
+        options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": 2048, "progress": False}
         again = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=copy, **options)
         assert again.names == found.names
         assert again.dims == found.dims
