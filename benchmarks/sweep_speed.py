@@ -137,7 +137,7 @@ def run_sweep(size: Size, num_seeds: int, chunk_size: Any = "auto") -> simulator
     return simulator.sweep(simulator.train, config, num_seeds, chunk_size=chunk_size, progress=False)
 
 
-# Not a loop but what it takes to use all cores; held against ours without a figure that is asked for.
+# Not a loop over seeds, but what it takes to use all cores: to be beaten, like every peer that is no loop.
 A_PROCESS_A_CORE = "PyTorch, by hand and in place, a process a core"
 
 

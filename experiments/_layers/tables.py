@@ -73,6 +73,17 @@ def _unjudged(present: list[str], *, of_images: bool) -> list[str]:
     return ["A3 is not judged: it needs the conditions gmm_easy and digits_noise20 or digits_noise50"]
 
 
+def _spectra(last: "xr.Dataset", depth: int) -> dict[str, str]:
+    """Effective rank and variability collapse index of three layers; nothing of a record without them."""
+    titles = {"effective_rank": "effective rank", "variability_collapse_index": "VCI"}
+    return {
+        f"{title}, layer {layer}": _shown(last[name].sel(layer=layer).values)
+        for name, title in titles.items()
+        if name in last
+        for layer in (0, 1, depth)
+    }
+
+
 def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     one = history.sel(condition=condition)
     last = one.sel(epoch=int(one["num_epochs"]))
@@ -87,14 +98,7 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     }
     for layer in range(layers.depth + 1):
         found[f"NC1 (q), layer {layer}"] = _shown(layers.nc1[:, layer])
-    if "effective_rank" in one:
-        spectra = last.sel(split="train")
-        for name, title in (("effective_rank", "effective rank"), ("variability_collapse_index", "VCI")):
-            found |= {
-                f"{title}, layer {layer}": _shown(spectra[name].sel(layer=layer).values)
-                for layer in (0, 1, layers.depth)
-            }
-    found |= {
+    found |= _spectra(last.sel(split="train"), layers.depth) | {
         # Image networks are judged from their first layer on.
         "S_h of q": _shown(scores.shallow_share(layers.nc1, first=int(of_images))),
         "S_h of r": _shown(scores.shallow_share(layers.ratio, first=int(of_images))),

@@ -29,6 +29,13 @@ def left_singular_vectors(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "m 
     return vectors, sigma
 
 
+@one_by_one
+def right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
+    """Singular values, the largest first, and right singular vectors of a thin decomposition."""
+    _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return sigma, vt
+
+
 def residual_factor(
     moments: ClassMoments,
     features: Float[Array, "N d"],

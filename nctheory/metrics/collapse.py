@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks, frames
 from nctheory._errors import ArgumentError
-from nctheory._lapack import one_by_one
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
+from nctheory.metrics._factors import right_singular_vectors
 from nctheory.metrics._moments import HIGHEST, ClassMoments
 
 
@@ -229,16 +229,9 @@ def whitening(means: Float[Array, "K d"]) -> Float[Array, "d r"]:
     """
     num_classes, dim = means.shape
     rank = min(num_classes - 1, dim)
-    sigma, vt = _right_singular_vectors(means)
+    sigma, vt = right_singular_vectors(means)
     floor = float(jnp.finfo(means.dtype).eps) * max(num_classes, dim) * sigma[0]
     return jnp.where(sigma[rank - 1] > floor, vt[:rank].T / sigma[:rank][None, :], jnp.nan)
-
-
-@one_by_one
-def _right_singular_vectors(matrix: Float[Array, "K d"]) -> tuple[Float[Array, " r"], Float[Array, "r d"]]:
-    """Singular values and right singular vectors of a thin singular value decomposition."""
-    _, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return sigma, vt
 
 
 @jax.jit

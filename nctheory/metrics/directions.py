@@ -18,9 +18,9 @@ from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
-from nctheory.metrics._factors import singular_values
+from nctheory.metrics._factors import right_singular_vectors, singular_values
 from nctheory.metrics._moments import HIGHEST, ClassMoments
-from nctheory.metrics.collapse import _right_singular_vectors, check_classifier
+from nctheory.metrics.collapse import check_classifier
 
 
 @jax.tree_util.register_dataclass
@@ -392,6 +392,6 @@ def _principal(
 
 def _leading(matrix: Float[Array, "m d"], rank: int) -> Float[Array, "r d"]:
     """First right singular vectors; NaN if the matrix has a smaller rank."""
-    sigma, vt = _right_singular_vectors(matrix)
+    sigma, vt = right_singular_vectors(matrix)
     floor = float(jnp.finfo(matrix.dtype).eps) * max(matrix.shape) * sigma[0]
     return jnp.where(sigma[rank - 1] > floor, vt[:rank], jnp.nan)

@@ -23,7 +23,8 @@ class SweepResult:
         chunk_size: rows that ran, and were stored, together.
         share: rows of one compiled call, of which a chunk holds a whole number.
         chunk_choice: how these sizes were chosen, and what was measured for it.
-        num_workers: compiled calls, on equal shares of a chunk, that ran side by side.
+        num_workers: compiled calls, each on a share, that ran side by side; more than
+            a chunk has, if fewer cores began it.
         compile_seconds: wall time of tracing and compiling, once for the sweep; 0 when every chunk was read back. Of
             several processes, that of process 0.
         run_seconds: wall time of running, without compilation; of several processes, that of process 0.

@@ -151,7 +151,8 @@ class PreparedSweep:
         conditions: the varied fields of every condition, by dotted name.
         seeds: the seeds.
         chunk_size: rows that run, and are stored, together; before `run` measures, if it does, the estimate.
-        num_workers: compiled calls, on equal shares of a chunk, that run side by side.
+        num_workers: compiled calls, each on a share, that run side by side; more than
+            a chunk has, if fewer cores began it.
         compile_seconds: wall time of tracing and compiling; 0 when every chunk is stored already.
     """
 

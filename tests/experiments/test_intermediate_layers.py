@@ -17,7 +17,7 @@ from _layers.recipes import Recipe, library_units
 
 from nctheory import simulator
 from nctheory._errors import ArgumentError
-from tests.experiments.conftest import assert_refused, history_of, run_here, run_script
+from tests.experiments.conftest import ROOT, assert_refused, history_of, run_here, run_script
 
 SCRIPT = "experiments/intermediate_layers.py"
 NAMES = ("digits", "digits_no_decay", "gmm_easy", "digits_noise20")
@@ -264,6 +264,15 @@ def test_unknown_names_list_the_known_ones(tmp_path):
     ):
         result = run_here(SCRIPT, "--out", tmp_path / "new", *arguments)
         assert_refused(result.returncode, result.stderr, message, tmp_path / "new")
+
+
+def test_figure_of_activations_refuses_runs_of_another_kind(tmp_path):
+    runs = (ROOT / "results/intermediate_layers/mnist-mlp-5x256",)
+    with pytest.raises(
+        ValueError, match=r"`runs` must hold runs of the MLP on digits .*x256 has no condition 'digits'"
+    ):
+        activations.run(activations.Config(runs=runs, out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

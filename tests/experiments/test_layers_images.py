@@ -172,3 +172,15 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_ma
     with pytest.raises(ValueError, match=r"`images\.batch_size` must be a multiple of the 3 devices .* but is 16"):
         official_split("digits", None, ImageOptions(batch_size=16), progress=False)
     assert official_split("digits", None, ImageOptions(batch_size=18), progress=False).train.num_samples > 1000
+
+
+def test_layers_beyond_the_limit_have_no_spectrum(run):
+    found, _, data = run
+    options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": found.dims[-1], "progress": False}
+    few = train_and_measure(SPEC, CONFIG, *data, seed=1, **options)
+    is_measured = np.array(found.dims) <= found.dims[-1]
+    assert 0 < is_measured.sum() < len(is_measured)
+    for name, values in found.spectra.items():
+        np.testing.assert_array_equal(few.spectra[name], np.where(is_measured, values, np.nan), err_msg=name)
+    with pytest.raises(ValueError, match=r"`images.max_spectrum_dim` must be an integer >= 0, but is -1"):
+        ImageOptions(max_spectrum_dim=-1).check()

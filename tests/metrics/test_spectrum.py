@@ -320,7 +320,8 @@ def test_layer_spectrum_is_both_measures():
     features = np.random.default_rng(3).standard_normal((40, 6))
     labels = np.arange(40) % 4
     found = layer_spectrum(features, labels, num_classes=4)
-    np.testing.assert_allclose(found.effective_rank, effective_rank(features), rtol=1e-12 if X64 else 1e-5)
+    # Of another factorisation of the same rows: some ten roundings.
+    np.testing.assert_allclose(found.effective_rank, effective_rank(features), rtol=5e-15 if X64 else 2e-6)
     assert found.variability_collapse_index == variability_collapse_index(features, labels, num_classes=4)
     blank = jax.jit(lambda rows: layer_spectrum(rows, labels, num_classes=4))(features * np.nan)
     assert all(np.isnan(leaf) for leaf in jax.tree.leaves(blank))

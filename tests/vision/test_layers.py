@@ -16,6 +16,7 @@ from nctheory.metrics.held_out import held_out_collapse
 from nctheory.vision.evaluation import extract_features, extract_logits
 from nctheory.vision.images import Images, normalise
 from nctheory.vision.layers import layer_collapse
+from nctheory.vision.spectra import layer_spectra
 from tests.metrics import reference as metrics_reference
 from tests.metrics.test_held_out import literal
 from tests.vision import small_networks, tiny_networks
@@ -349,3 +350,17 @@ def test_a_classifier_that_is_not_linear_is_refused():
     train, _ = tiny_networks.splits()
     with pytest.raises(ValueError, match="must have a linear classifier with a `kernel`"):
         layer_collapse(OddlyNamed("nameless", classifier=False), train)
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize("given", [np.zeros((4, 8, 8, 1), np.uint8), None], ids=["array", "nothing"])
+def test_bare_arrays_are_refused(given: object):
+    network, train, _ = small("mlp")
+    kind = type(given).__name__
+    with pytest.raises(ValueError, match=f"`train` must be of type `vision.Images`, but is {kind}"):
+        layer_collapse(network, given)  # pyright: ignore[reportArgumentType]
+    if given is not None:
+        with pytest.raises(ValueError, match=f"`test` must be of type `vision.Images`, but is {kind}"):
+            layer_collapse(network, train, given)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=f"`images` must be of type `vision.Images`, but is {kind}"):
+        layer_spectra(network, given)  # pyright: ignore[reportArgumentType]

@@ -283,6 +283,22 @@ def test_collapse_of_a_network_equals_the_metrics_of_its_features(trained):
         np.testing.assert_allclose(getattr(measured, name), getattr(expected, name), rtol=1e-4, err_msg=name)
 
 
+def test_features_that_are_not_finite_are_refused_and_constant_ones_are_not(trained):
+    found, test = trained
+    broken = nnx.merge(*nnx.split(found.network), copy=True)
+
+    def fill(value):
+        nnx.update(broken, jax.tree.map(lambda leaf: jnp.full_like(leaf, value), nnx.state(broken, nnx.Param)))
+        broken.classifier.kernel[...] = jnp.ones_like(broken.classifier.kernel[...])
+        broken.classifier.bias[...] = jnp.zeros_like(broken.classifier.bias[...])
+
+    fill(0.0)
+    assert np.isnan(collapse_of(broken, test).nc1)
+    fill(jnp.nan)
+    with pytest.raises(ValueError, match="`network` must give finite features, but some are NaN or infinite"):
+        collapse_of(broken, test, batch_size=10)
+
+
 def test_a_nan_logit_gives_nan_not_a_score(trained):
     found, test = trained
     broken = nnx.merge(*nnx.split(found.network), copy=True)

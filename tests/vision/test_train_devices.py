@@ -39,7 +39,7 @@ def test_the_state_lies_where_its_seed_is_trained():
         from tests.vision import test_train_checkpoints as t
 
         devices = np.asarray(jax.devices())
-        for num_seeds, used in ((2, 2), (5, 3), (6, 3)):
+        for num_seeds, used in ((1, 1), (2, 2), (3, 3), (5, 3), (6, 3), (8, 4)):
             mesh = train._seed_mesh(jax.sharding.Mesh(devices, ("seeds",)), num_seeds)
             assert mesh.devices.size == used, (num_seeds, mesh)
             seeds = tuple(range(num_seeds))
