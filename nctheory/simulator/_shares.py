@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -49,16 +49,35 @@ def spans_processes(mesh: Mesh | None) -> bool:
     return True
 
 
-def _one_blas_thread_each() -> AbstractContextManager[Any]:
-    """One thread for each call of LAPACK, as the programs side by side have the cores already.
+class _OneBlasThreadEach:
+    """One thread for each call of LAPACK while anyone is inside, as the programs side by side have the cores already.
 
     With more, the threads wait for each other by spinning: with decompositions of 256 x 256 matrices a sweep took
     twenty times as long beside other work on two cores. Also for one program alone: sums over threads have other
-    digits.
+    digits. The limit is the process's, so the last of several sweeps to leave lifts what the first to enter set.
     """
-    from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, user_api="blas")
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if self._inside == 0:
+                self._limits = threadpool_limits(1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limits.restore_original_limits()
+
+
+_ONE_BLAS_THREAD_EACH = _OneBlasThreadEach()
 
 
 class ShareRunner:
@@ -125,7 +144,7 @@ class ShareRunner:
     def _run_in_threads(self, starts: Sequence[int], num_workers: int) -> Iterator[Any]:
         pool, pending = ThreadPoolExecutor(num_workers), deque[Future]()
         try:
-            with _one_blas_thread_each():
+            with _ONE_BLAS_THREAD_EACH:
                 for start in starts:
                     pending.append(pool.submit(self._call, [start]))
                     # Some ahead, so that no core waits for a chunk to be stored.

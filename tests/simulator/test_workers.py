@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from nctheory import simulator
-from nctheory.simulator import _program
+from nctheory.simulator import _program, _shares
 from nctheory.simulator.data import MixtureData
 
 
@@ -81,6 +83,20 @@ def test_a_waiting_program_takes_turns_and_is_right():
             matrix = rate * np.asarray(jax.random.normal(jax.random.key(seed), (4, 3)))
             expected = np.linalg.svd(matrix, compute_uv=False)
             np.testing.assert_allclose(result.history["x"][row, seed], expected, rtol=1e-5)
+
+
+def test_lapack_threads_come_back_when_the_last_of_two_sweeps_ends():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        assert threads() == {2}
+        with ExitStack() as first, ExitStack() as second:
+            first.enter_context(_shares._ONE_BLAS_THREAD_EACH)
+            second.enter_context(_shares._ONE_BLAS_THREAD_EACH)
+            first.close()
+            assert threads() == {1}
+        assert threads() == {2}
 
 
 def test_a_prepared_sweep_equals_a_sweep_and_can_be_run_again():

@@ -63,6 +63,7 @@ SIZES = [
     ("resnet18", 11_173_962, resnet_size((2, 2, 2, 2), (64, 128, 256, 512))),
     ("resnet18-w16", None, resnet_size((2, 2, 2, 2), (16, 32, 64, 128))),
     ("resnet-small", None, resnet_size((1, 1, 1, 1), (16, 32, 64, 128))),
+    ("resnet-small-wide", None, resnet_size((1, 1, 1, 1), (16, 64, 128, 256))),
     ("vgg11", 9_231_114, vgg_size(VGG11)),
     ("vgg16", 14_728_266, vgg_size(VGG16)),
     ("vgg19", 20_040_522, vgg_size(VGG19)),

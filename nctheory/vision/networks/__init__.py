@@ -20,6 +20,7 @@ _SPECS: dict[str, NetworkSpec] = {
     "resnet18": ResNetSpec(),
     "resnet18-w16": ResNetSpec(widths=(16, 32, 64, 128)),
     "resnet-small": ResNetSpec(blocks=(1, 1, 1, 1), widths=(16, 32, 64, 128)),
+    "resnet-small-wide": ResNetSpec(blocks=(1, 1, 1, 1), widths=(16, 64, 128, 256)),
     "vgg11": VggSpec("11"),
     "vgg13": VggSpec("13"),
     "vgg16": VggSpec("16"),
@@ -41,8 +42,9 @@ def network(name: str) -> NetworkSpec:
     """Return the specification of a named network.
 
     "resnet18" and the VGG names take a suffix "-wN" that sets the width of the first stage, 64 without it; the later
-    stages keep their ratio to it. "resnet-small" has the widths of "resnet18-w16" and one block a stage. VGG networks
-    are batch-normalised. MLPs are not: "mlp" has two hidden layers of 256, "mlp-5x512" five of 512.
+    stages keep their ratio to it. "resnet-small" has the widths of "resnet18-w16" and one block a stage, and
+    "resnet-small-wide" twice the width after the first stage, whose images are large and cost most. VGG networks are
+    batch-normalised. MLPs are not: "mlp" has two hidden layers of 256, "mlp-5x512" five of 512.
 
     Args:
         name: a name from `network_names()`, or one with another width.

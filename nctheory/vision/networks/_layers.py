@@ -17,6 +17,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from nctheory.vision.networks._base import Activation
+from nctheory.vision.networks._convolution import convolution
 
 ACTIVATIONS: dict[str, Activation] = {
     "identity": lambda x: x,
@@ -52,6 +53,7 @@ def conv(channels_in: int, channels_out: int, size: int, rngs: nnx.Rngs, dtype: 
         kernel_init=_HE_CONV,
         dtype=dtype,
         param_dtype=jnp.float32,
+        conv_general_dilated=convolution,
         rngs=rngs,
     )
 
