@@ -26,8 +26,8 @@ class MeasuredNetwork:
         epochs: measured epochs; 0 is the untrained network.
         names: names of the layers, "input" first.
         dims: numbers an image at each layer.
-        metrics: by the name of the field of `CollapseMetrics` or `HeldOutCollapse`; dimensionless. The former are about
-            the split's own class means, the latter about those of the train split.
+        metrics: by the name of the field of `CollapseMetrics`, `HeldOutCollapse` or `ClassDirections`; dimensionless.
+            `HeldOutCollapse` is about the class means of the train split, the others are about the split's own.
         losses: mean loss of the measured images after the epoch, in evaluation mode, in the unit of the loss.
         accuracies: share of them that the network gets right.
         curves: by column of `vision.TrainHistory`, one entry an epoch 1..E.
@@ -162,9 +162,11 @@ def _spectra(network: Any, images: "Images", pool: bool, max_dim: int) -> dict[s
 
 
 def _by_name(layers: "NetworkLayers") -> dict[str, Float[np.ndarray, "S L"]]:
-    """Metrics of both splits by name; the two records of a layer share none."""
+    """Metrics of both splits by name; the three records of a layer share none."""
     assert layers.test is not None
-    found = [vars(split.collapse) | vars(split.centers) for split in (layers.train, layers.test)]
+    found = [
+        vars(split.collapse) | vars(split.centers) | vars(split.directions) for split in (layers.train, layers.test)
+    ]
     return {name: np.stack([np.asarray(each[name], np.float64) for each in found]) for name in found[0]}
 
 

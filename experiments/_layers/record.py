@@ -27,7 +27,14 @@ CENTERS = {
     "label_mismatch": "share of samples whose nearest train class mean is not that of their label",
     "prediction_mismatch": "share of samples whose nearest train class mean is not that of the network's prediction",
 }
-METRICS = COLLAPSE | CENTERS
+DIRECTIONS = {
+    "hyperspherical_energy": "mean over pairs of log(1/|u_c - u_c'|), u_c the directions of the centred class means",
+    "hyperspherical_excess": "that energy minus a simplex ETF's, -log(2K/(K-1))/2; 0 for a simplex ETF",
+    "class_alignment_mean": "mean over classes of the cosine between the classifier's row and the centred class mean, "
+    "at the layer that the classifier reads",
+    "class_alignment_min": "minimum over classes of that cosine",
+}
+METRICS = COLLAPSE | CENTERS | DIRECTIONS
 """Every metric of a layer with its definition; all dimensionless."""
 SPECTRUM = {
     "effective_rank": "exp of the entropy of the normalised singular values of the features about their mean",
@@ -85,6 +92,7 @@ def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
         parts = [getattr(history, f"{prefix}{split}") for split in SPLITS]
         named = {name: [part.collapse for part in parts] for name in COLLAPSE}
         named |= {name: [part.centers for part in parts] for name in CENTERS}
+        named |= {name: [part.directions for part in parts] for name in DIRECTIONS}
         return {
             name: np.stack([np.float64(getattr(part, name)[row]) for part in records], axis=-2)
             for name, records in named.items()

@@ -1,5 +1,7 @@
 """Measurements on features: collapse, fine structure, streaming forms, transfer and clustering."""
 
+from nctheory.metrics.class_directions import ClassDirections as ClassDirections
+from nctheory.metrics.class_directions import class_directions as class_directions
 from nctheory.metrics.classes import ClassReport as ClassReport
 from nctheory.metrics.classes import PresentCollapse as PresentCollapse
 from nctheory.metrics.classes import class_report as class_report

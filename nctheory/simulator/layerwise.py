@@ -129,9 +129,9 @@ class LayerHistory:
         train_accuracy: share of right answers on them (their labels as trained on).
         test_loss: mean loss of the held-out samples.
         test_accuracy: share of right answers on them.
-        train: every layer on the train samples; `nc3_duality` and `nc4_ncc_mismatch` at the last layer, which the
-            readout reads, and NaN at the others. NaN throughout where label noise has emptied a class.
-        test: every layer on the held-out samples; `collapse` about their own class means.
+        train: every layer on the train samples; `nc3_duality`, `nc4_ncc_mismatch` and the class alignments at the last
+            layer, which the readout reads, and NaN at the others. NaN throughout where label noise has emptied a class.
+        test: every layer on the held-out samples; `collapse` and `directions` about their own class means.
         epoch_accuracy: running train accuracy of every epoch.
         milestone_epochs: first epoch whose running accuracy reaches each milestone; -1 where none does.
         milestone_train: every layer on the train samples at the end of that epoch; NaN where none does.

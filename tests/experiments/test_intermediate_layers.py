@@ -153,8 +153,11 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     for name in ("effective_rank", "variability_collapse_index"):
         assert np.isfinite(history[name].sel(condition="digits", epoch=[0, 3], split="train")).all()
     # The classifier reads the last layer alone.
-    known = np.isfinite(history["nc3_duality"].sel(condition="digits", epoch=3)).all(["seed", "split"])
-    assert known.values.tolist() == [False] * 5 + [True]
+    for name in ("nc3_duality", "class_alignment_mean", "class_alignment_min"):
+        known = np.isfinite(history[name].sel(condition="digits", epoch=3)).all(["seed", "split"])
+        assert known.values.tolist() == [False] * 5 + [True], name
+    assert (history["hyperspherical_excess"].sel(condition="digits", epoch=3) > 0).all()
+    assert "milestone_hyperspherical_energy" in history
     ledger = [claim["id"] for claim in json.loads((out / "claims.json").read_text())]
     assert {"A0", "A1", "A2", "A3", "law/even", "deep-linear/rate"} <= set(ledger)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _layers import record
 from _layers.image_sets import official_split
 from _layers.images import _measure, first_epochs, train_and_measure
 from _layers.options import ImageOptions
@@ -41,9 +42,9 @@ def test_measurements_are_those_of_the_checkpoints(run):
         network = vision.load_network(SPEC, folder, int(epoch))
         wanted = layer_collapse(network, train, test)
         for column, split in enumerate((wanted.train, wanted.test)):
-            both = dataclasses.asdict(split.collapse) | dataclasses.asdict(split.centers)
-            assert set(found.metrics) == set(both)
-            for name, value in both.items():
+            every = vars(split.collapse) | vars(split.centers) | vars(split.directions)
+            assert set(found.metrics) == set(every) == set(record.METRICS)
+            for name, value in every.items():
                 # The same program on the same numbers.
                 np.testing.assert_allclose(found.metrics[name][row, column], value, rtol=1e-5, err_msg=name)
         for column, part in enumerate((train, test)):

@@ -107,7 +107,11 @@ def test_every_layer_is_measured_as_the_metrics_do(key):
                 layers[0][depth], train.labels, layers[at][depth], part.labels, num_classes=3, predictions=answers[at]
             )
             here = jax.tree.map(lambda leaf, at=depth: leaf[1, at], split)
-            same(here, metrics.LayerMetrics(own, about), rtol=1e-8 if X64 else 1e-3)
+
+            directions = metrics.class_directions(layers[at][depth], part.labels, num_classes=3, weight=readout[0])
+            same(here, metrics.LayerMetrics(own, about, directions), rtol=1e-8 if X64 else 1e-3)
+            # Of the readout alone, like the duality; the features may be dead, depending on the start.
+            assert np.isfinite(here.directions.class_alignment_min) == np.isfinite(here.collapse.nc3_duality)
 
 
 def test_milestones_are_the_first_epochs_that_reach_them(key):
