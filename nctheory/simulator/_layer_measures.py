@@ -9,7 +9,7 @@ from jax import lax
 
 from nctheory import metrics, objectives
 from nctheory.metrics.held_out import LayerMetrics, held_out_collapse
-from nctheory.metrics.spectrum import LayerSpectrum, layer_spectrum
+from nctheory.metrics.spectrum import FeatureSpectrum, feature_spectrum
 from nctheory.simulator._updates import data_loss
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model
@@ -110,11 +110,11 @@ def _over_layers(measured: Any, layers: list[Any]) -> Any:
     return jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
-def measure_spectra(model: Model, samples: Samples, *, num_classes: int) -> LayerSpectrum:
+def measure_spectra(model: Model, samples: Samples, *, num_classes: int) -> FeatureSpectrum:
     """Measure the spectrum of every layer's features, the layers on the last axis."""
     layers, _ = _layers_and_outputs(model, samples)
 
-    def measured(features: tuple[jax.Array]) -> LayerSpectrum:
-        return layer_spectrum(features[0], samples.labels, num_classes=num_classes)
+    def measured(features: tuple[jax.Array]) -> FeatureSpectrum:
+        return feature_spectrum(features[0], samples.labels, num_classes=num_classes)
 
     return _over_layers(measured, [(each,) for each in layers])
