@@ -108,10 +108,12 @@ def test_every_layer_is_measured_as_the_metrics_do(key):
 
 def test_spectra_of_all_records_are_those_of_the_features(key):
     """Against NumPy: the entropy of singular values, and 1 - tr(Sigma_T^+ Sigma_B)/rank(Sigma_B), where N - 1 > d."""
-    config = make(keep_params=True, spectra="all", milestones=(0.2, 1.0), num_epochs=2, record_epochs=(0, 1, 2))
+    # Too wide for the index in one layer, not in the other; slow enough that not every milestone is reached.
+    few = {"model": simulator.MLPSpec(widths=(32, 12)), "num_epochs": 2, "learning_rate": 1e-3}
+    config = make(keep_params=True, spectra="all", milestones=(0.2, 1.0), record_epochs=(0, 1, 2), **few)
     found = train_layers(config, key)
-    assert found.spectra.train.effective_rank.shape == (3, 4)
-    assert found.spectra.milestone_test.effective_rank.shape == (2, 4)
+    assert found.spectra.train.effective_rank.shape == (3, 3)
+    assert found.spectra.milestone_test.effective_rank.shape == (2, 3)
     splits = dict(zip(("train", "test"), DATA.draw(jax.random.fold_in(key, 0)), strict=True))
     for row in range(3):
         kept = simulator.trained_model(config.run, key, jax.tree.map(lambda leaf, at=row: leaf[at], found.params))
