@@ -83,13 +83,13 @@ def train_config(config: Config) -> simulator.LayerTrainConfig:
         weight_decay=2.5e-3,
         batch_size=config.batch_size,
         schedule="one_cycle",
-        spectra=True,
+        spectra="ends",
     )
 
 
 def train_alone(config: simulator.LayerTrainConfig, key: jax.Array) -> jax.Array:
     """Running accuracy of every epoch; without what it does not depend on, nothing is measured."""
-    return simulator.train_layers(replace(config, milestones=(), spectra=False), key).epoch_accuracy
+    return simulator.train_layers(replace(config, milestones=(), spectra="none"), key).epoch_accuracy
 
 
 def measure_alone(config: simulator.LayerTrainConfig, key: jax.Array) -> Any:

@@ -18,10 +18,11 @@ from _shared.machine import hardware
 
 from _generalisation.data import two_classes
 from _generalisation.options import MlpOptions
-from _generalisation.record import CENTERS, COLLAPSE, dataset
+from _generalisation.record import CENTERS, OWN_MEANS, dataset
 from _generalisation.runs import CONDITIONS
 from nctheory import vision
 from nctheory._errors import ArgumentError
+from nctheory.metrics.held_out import LayerMetrics
 from nctheory.metrics.probes import PROBES, probe_accuracies
 from nctheory.runs import RunFolder
 from nctheory.vision import networks
@@ -169,7 +170,7 @@ def _collapse(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
 
     rows = _every_run(options, job, "collapse", one)
     variables: dict[str, Any] = {"finite": _finite(rows)}
-    for name, text in (COLLAPSE | CENTERS).items():
+    for name, text in (OWN_MEANS | CENTERS).items():
         values = _stacked(rows, lambda each, name=name: np.swapaxes(each.metrics[name], 1, 2))
         variables[name] = ((*_RUN, "layer", "split"), values, dimensionless(text))
     for name in ("accuracy", "loss"):
@@ -216,11 +217,12 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
     layered, probes = (*_RUN, "layer", "split"), np.swapaxes(every("probes"), 2, 3)
     variables: dict[str, Any] = {
         "finite": _finite(rows),
-        "nc1": (layered, every("nc1")[..., None, :], dimensionless(COLLAPSE["nc1"])),
         "accuracy": ((*_RUN, "split"), every("accuracy"), dimensionless("share of right answers: super-class")),
         "probe_accuracy": (("condition", "seed", "probe", "epoch"), probes, dimensionless(text)),
         "super_class": ("class", job.super_class),
     }
+    for name, words in OWN_MEANS.items():
+        variables[name] = (layered, every(name)[..., None, :], dimensionless(words))
     coordinates = {**_coordinates(options, job, "transfer"), "probe": list(PROBES), "class": list(job.class_names)}
     attributes = {"num_train": job.merged[0].num_samples, "weight_decay": options.transfer_decay}
     return dataset(variables, coordinates, attributes, layers=["features"]), Seconds(**_added(seconds))
@@ -247,8 +249,14 @@ def _at_checkpoint(
         found = probe_accuracies(features[0], labels[0], features[1], labels[1])
         scores = np.array(list(found.values()))
     return {
-        "nc1": np.array([float(side.collapse.nc1[0]) for side in (layers.train, layers.test)]),
+        **_of_own_means(layers.train, layers.test),
         "accuracy": np.array([float(vision.evaluate(network, part, loss=config.loss).accuracy) for part in job.merged]),
         "probes": scores,
         "seconds": np.array(time.perf_counter() - began),
     }
+
+
+def _of_own_means(*splits: LayerMetrics) -> dict[str, np.ndarray]:
+    """Metrics about each split's own class means at its only layer, by name."""
+    found = [vars(each.collapse) | vars(each.directions) for each in splits]
+    return {name: np.array([float(each[name][0]) for each in found]) for name in OWN_MEANS}

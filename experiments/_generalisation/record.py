@@ -7,10 +7,11 @@ import numpy as np
 import xarray as xr
 from _bench import dimensionless
 from _layers.record import CENTERS as LAYER_CENTERS
-from _layers.record import METRICS, SPLITS
+from _layers.record import COLLAPSE, DIRECTIONS, METRICS, SPLITS
 
-COLLAPSE = {name: METRICS[name] for name in ("nc1", "within_between_ratio", "cdnv", "nc2_etf_distance")}
-"""What of the split's own class means is stored; q is NC1, r the trace ratio."""
+OWN_MEANS = COLLAPSE | DIRECTIONS
+"""What is stored about the split's own class means; q is `nc1`, r `within_between_ratio`. The two super-classes of part
+"transfer" have antipodal means, so NC2 and the hyperspherical excess are 0 by construction there."""
 _AFTER_HUI = {name: f"{METRICS[name]} (working definition after Hui et al.)" for name in ("strong", "weak")}
 CENTERS = LAYER_CENTERS | _AFTER_HUI
 """What is stored about the train class means; S is `strong`, W `weak`."""
@@ -29,7 +30,7 @@ def measured(history: Any, dims: Sequence[str]) -> dict[str, Any]:
     of_layers, of_network = (*dims, "layer", "split"), (*dims, "split")
     sides = (history.train, history.test)
     variables: dict[str, Any] = {}
-    for place, words in (("collapse", COLLAPSE), ("centers", CENTERS)):
+    for place, words in (("collapse", COLLAPSE), ("directions", DIRECTIONS), ("centers", CENTERS)):
         for name, text in words.items():
             values = np.stack([np.float64(getattr(getattr(side, place), name)) for side in sides], axis=-1)
             variables[name] = (of_layers, values, dimensionless(text))

@@ -119,7 +119,7 @@ def _thinned(samples: simulator.Samples, count: int) -> simulator.Samples:
 
 
 def train_config(
-    condition: Condition, recipe: Recipe, data: simulator.SplitData, num_records: int
+    condition: Condition, recipe: Recipe, data: simulator.SplitData, num_records: int, *, spectra: str = "ends"
 ) -> simulator.LayerTrainConfig:
     """Configure the training of a condition.
 
@@ -128,10 +128,11 @@ def train_config(
         recipe: of the reference.
         data: its samples.
         num_records: log-spaced epochs at which every layer is measured.
+        spectra: when the spectra of all layers are measured, one of `simulator.SPECTRA`.
 
     Returns:
         The configuration.
     """
     epochs = condition.stretch * recipe.num_epochs
     mine = dataclasses.replace(recipe, num_epochs=epochs, weight_decay=recipe.weight_decay if condition.decays else 0.0)
-    return mine.config(data, simulator.log_spaced_epochs(epochs, num_records), spectra=True)
+    return mine.config(data, simulator.log_spaced_epochs(epochs, num_records), spectra=spectra)

@@ -1,6 +1,7 @@
 """Image networks: train every set and seed, measure every layer, and put it into the experiment's record."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from _shared.machine import hardware
 
 from _layers import record
 from _layers.image_sets import official_split
-from _layers.images import MILESTONES, MeasuredNetwork, train_and_measure
+from _layers.images import MeasuredNetwork, train_and_measure
 from _layers.recipes import image_training
 from nctheory import vision
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
+from nctheory.simulator import MILESTONES
 from nctheory.vision import networks
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def measure(config: Any, job: Job, folder: RunFolder) -> "xr.Dataset":
                 f"with every seed."
             )
         every += finished
-        runs[condition] = _of_networks(found, finished[0])
+        runs[condition] = _of_networks(found, finished[0], has_spectra=config.spectra != "none")
     history = record.collect(
         runs,
         seeds=config.seeds,
@@ -116,6 +118,7 @@ def _one(
             folder=parts / f"{condition}-{seed}",
             pool=config.images.pool,
             max_measured=config.images.max_measured,
+            spectra=config.spectra,
             max_spectrum_dim=config.images.max_spectrum_dim,
             progress=not config.quiet,
         )
@@ -124,7 +127,9 @@ def _one(
         return None
 
 
-def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> record.ConditionRuns:
+def _of_networks(
+    found: list[MeasuredNetwork | None], like: MeasuredNetwork, *, has_spectra: bool
+) -> record.ConditionRuns:
     """All seeds of a condition; a lost one is NaN throughout."""
 
     def stacked(get: Any) -> np.ndarray:
@@ -133,6 +138,12 @@ def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> 
 
     marked = [None if each is None else each.at_milestones() for each in found]
     size = (len(like.milestones), *like.metrics["nc1"].shape[1:])
+
+    def at_milestones(names: Iterable[str]) -> dict[str, np.ndarray]:
+        blank = np.full(size, np.nan)
+        return {name: np.stack([blank if each is None else each[name] for each in marked]) for name in names}
+
+    spectra = {name: stacked(lambda each, name=name: each.spectra[name]) for name in record.SPECTRUM}
     return record.ConditionRuns(
         epochs=[int(each) for each in like.epochs],
         metrics={name: stacked(lambda each, name=name: each.metrics[name]) for name in record.METRICS},
@@ -142,12 +153,10 @@ def _of_networks(found: list[MeasuredNetwork | None], like: MeasuredNetwork) -> 
         milestone_epochs=np.stack(
             [np.full(size[0], -1) if each is None else np.asarray(each.milestone_epochs) for each in found]
         ),
-        milestone_metrics={
-            name: np.stack([np.full(size, np.nan) if each is None else each[name] for each in marked])
-            for name in record.METRICS
-        },
+        milestone_metrics=at_milestones(record.METRICS),
         finite=np.array([each is not None for each in found]),
-        spectra={name: stacked(lambda each, name=name: each.spectra[name]) for name in record.SPECTRUM},
+        spectra=spectra if has_spectra else None,
+        milestone_spectra=at_milestones(record.SPECTRUM) if has_spectra else None,
         reached_epochs=np.stack(
             [np.full(size[0], -1) if each is None else np.asarray(each.reached_epochs) for each in found]
         ),
@@ -167,6 +176,7 @@ def _attributes(config: Any, job: Job) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "schedule": options.schedule,
         "activations": "averaged over height and width" if options.pool else "flattened",
+        "spectra": config.spectra,
         # Why wider layers have no effective rank: their numbers are NaN.
         "max_spectrum_dim": options.max_spectrum_dim,
         "num_train": [splits[0].num_samples for splits in job.sets.values()],

@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from _layers.record import SPECTRUM, SPLITS
+from nctheory.simulator import MILESTONES, SPECTRA
 
 if TYPE_CHECKING:
     from nctheory.vision import Images, ImageTrainConfig
     from nctheory.vision.layers import NetworkLayers
-
-MILESTONES = (0.9, 0.95, 0.975, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +25,8 @@ class MeasuredNetwork:
         epochs: measured epochs; 0 is the untrained network.
         names: names of the layers, "input" first.
         dims: numbers an image at each layer.
-        metrics: by the name of the field of `CollapseMetrics` or `HeldOutCollapse`; dimensionless. The former are about
-            the split's own class means, the latter about those of the train split.
+        metrics: by the name of the field of `CollapseMetrics`, `HeldOutCollapse` or `ClassDirections`; dimensionless.
+            `HeldOutCollapse` is about the class means of the train split, the others are about the split's own.
         losses: mean loss of the measured images after the epoch, in evaluation mode, in the unit of the loss.
         accuracies: share of them that the network gets right.
         curves: by column of `vision.TrainHistory`, one entry an epoch 1..E.
@@ -35,8 +34,8 @@ class MeasuredNetwork:
         milestone_epochs: first measured epoch whose running train accuracy reached each; -1 if none did.
         reached_epochs: first epoch at all that reached it, measured or not; -1 if none did.
         measure_seconds: wall time of each measurement, with compilation.
-        spectra: by field of `metrics.LayerSpectrum`, (2, L): train split, first and last measured epoch; NaN at layers
-            that are too wide, and everywhere unless asked for.
+        spectra: by field of `metrics.FeatureSpectrum`, about the split's own class means; NaN at layers that are too
+            wide, and wherever they were not asked for.
         compile_seconds: time spent compiling the training in this process.
     """
 
@@ -51,15 +50,15 @@ class MeasuredNetwork:
     milestone_epochs: Int[np.ndarray, " M"]
     reached_epochs: Int[np.ndarray, " M"]
     measure_seconds: Float[np.ndarray, " R"]
-    spectra: Mapping[str, Float[np.ndarray, "2 L"]]
+    spectra: Mapping[str, Float[np.ndarray, "R S L"]]
     compile_seconds: float
 
     def at_milestones(self) -> dict[str, Float[np.ndarray, "M S L"]]:
-        """Metrics at the measured epochs of the milestones, NaN where one was never reached."""
+        """Metrics and spectra at the measured epochs of the milestones, NaN where one was never reached."""
         rows = [np.flatnonzero(self.epochs == epoch) for epoch in self.milestone_epochs]
         return {
             name: np.stack([values[row[0]] if row.size else np.full(values.shape[1:], np.nan) for row in rows])
-            for name, values in self.metrics.items()
+            for name, values in {**self.metrics, **self.spectra}.items()
         }
 
 
@@ -75,6 +74,7 @@ def train_and_measure(
     pool: bool = False,
     max_measured: int | None = None,
     milestones: Sequence[float] = MILESTONES,
+    spectra: str = "ends",
     max_spectrum_dim: int = 0,
     progress: bool = True,
 ) -> MeasuredNetwork:
@@ -93,29 +93,31 @@ def train_and_measure(
         max_measured: images of each split that are measured, the first; all if None. The train class means are those
             of the measured images.
         milestones: shares of right answers in the batches of an epoch, each before its step.
-        max_spectrum_dim: widest layer, numbers a sample, whose `layer_spectra` are measured too, on the train images at
-            the first and the last epoch; 0 measures none.
+        spectra: when `layer_spectra` are measured too: "none", "ends" (train images at the first and the last epoch) or
+            "all" (both splits at every measured epoch).
+        max_spectrum_dim: widest layer, numbers a sample, whose spectrum is measured; 0 measures none.
         progress: whether to show a progress bar.
 
     Returns:
         The record.
 
     Raises:
-        ValueError: if a class has no measured image in a split, or as in `vision.train_network`.
+        ValueError: if a class has no measured image in a split, for another `spectra`, or as in `vision.train_network`.
         RunFolderError: as in `vision.train_network`.
         NonFiniteLossError: if the training diverges.
     """
-    from nctheory import vision
+    from nctheory import _checks, vision
 
+    _checks.choice("spectra", spectra, SPECTRA)
     if measure_epochs is not None:
         config = dataclasses.replace(config, checkpoint_epochs=tuple(measure_epochs))
     measured = _measured_splits(train, test, max_measured)
-
     ends = (config.kept_epochs[0], config.kept_epochs[-1])
 
     def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
-        limit = max_spectrum_dim if epoch in ends else 0
-        return _measure(network, measured, loss=config.loss, pool=pool, max_spectrum_dim=limit)
+        few = 1 if spectra == "ends" and epoch in ends else 0
+        limits = [max_spectrum_dim if spectra == "all" or at < few else 0 for at in range(len(SPLITS))]
+        return _measure(network, measured, loss=config.loss, pool=pool, max_spectrum_dims=limits)
 
     run = vision.train_network(
         spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
@@ -134,37 +136,51 @@ def _measured_splits(train: "Images", test: "Images", count: int | None) -> "tup
 
 
 def _measure(
-    network: Any, splits: tuple["Images", "Images"], *, loss: str, pool: bool, max_spectrum_dim: int = 0
+    network: Any,
+    splits: tuple["Images", "Images"],
+    *,
+    loss: str,
+    pool: bool,
+    max_spectrum_dims: Sequence[int] = (0, 0),
 ) -> dict[str, Any]:
-    """Everything of one checkpoint, as arrays by name."""
+    """Everything of one checkpoint, as arrays by name; widest layer with a spectrum by split."""
     from nctheory import vision
     from nctheory.vision.layers import layer_collapse
 
     began = time.perf_counter()
     performance = [vision.evaluate(network, part, loss=loss) for part in splits]
     layers = layer_collapse(network, *splits, pool=pool)
-    blank = dict.fromkeys(SPECTRUM, np.full(len(layers.names), np.nan))
+    spectra = [
+        _spectra(network, part, len(layers.names), pool, limit)
+        for part, limit in zip(splits, max_spectrum_dims, strict=True)
+    ]
     return {
         "metrics": _by_name(layers),
         "losses": np.array([each.loss for each in performance]),
         "accuracies": np.array([each.accuracy for each in performance]),
         "dims": np.array(layers.dims),
-        "spectra": _spectra(network, splits[0], pool, max_spectrum_dim) if max_spectrum_dim else blank,
+        "spectra": {name: np.stack([each[name] for each in spectra]) for name in SPECTRUM},
         "seconds": np.array(time.perf_counter() - began),
     }
 
 
-def _spectra(network: Any, images: "Images", pool: bool, max_dim: int) -> dict[str, Float[np.ndarray, " L"]]:
+def _spectra(
+    network: Any, images: "Images", num_layers: int, pool: bool, max_dim: int
+) -> dict[str, Float[np.ndarray, " L"]]:
     from nctheory import vision
 
+    if max_dim == 0:
+        return dict.fromkeys(SPECTRUM, np.full(num_layers, np.nan))
     found = vision.layer_spectra(network, images, pool=pool, max_dim=max_dim).spectrum
     return {name: np.asarray(getattr(found, name), np.float64) for name in SPECTRUM}
 
 
 def _by_name(layers: "NetworkLayers") -> dict[str, Float[np.ndarray, "S L"]]:
-    """Metrics of both splits by name; the two records of a layer share none."""
+    """Metrics of both splits by name; the three records of a layer share none."""
     assert layers.test is not None
-    found = [vars(split.collapse) | vars(split.centers) for split in (layers.train, layers.test)]
+    found = [
+        vars(split.collapse) | vars(split.centers) | vars(split.directions) for split in (layers.train, layers.test)
+    ]
     return {name: np.stack([np.asarray(each[name], np.float64) for each in found]) for name in found[0]}
 
 
@@ -183,7 +199,7 @@ def _record(run: Any, epochs: tuple[int, ...], milestones: tuple[float, ...]) ->
         milestones=milestones,
         milestone_epochs=first_epochs(accuracy, milestones, among=epochs),
         reached_epochs=first_epochs(accuracy, milestones),
-        spectra={name: np.stack([rows[at]["spectra"][name] for at in (0, -1)]) for name in SPECTRUM},
+        spectra={name: np.stack([row["spectra"][name] for row in rows]) for name in SPECTRUM},
         measure_seconds=np.stack([row["seconds"] for row in rows]),
         compile_seconds=run.compile_seconds,
     )

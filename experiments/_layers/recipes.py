@@ -99,7 +99,7 @@ class Recipe:
         record_epochs: tuple[int, ...],
         *,
         keep_params: bool = False,
-        spectra: bool = False,
+        spectra: str = "none",
     ) -> simulator.LayerTrainConfig:
         """Configure one run that is measured in every layer.
 
@@ -107,7 +107,7 @@ class Recipe:
             data: train and held-out samples.
             record_epochs: epochs at which every layer is measured.
             keep_params: whether to keep the parameters at these epochs.
-            spectra: whether to measure the spectra of all layers at the first and the last of them.
+            spectra: when the spectra of all layers are measured, one of `simulator.SPECTRA`.
 
         Returns:
             The configuration of `simulator.train_layers`.

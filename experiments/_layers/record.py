@@ -27,13 +27,20 @@ CENTERS = {
     "label_mismatch": "share of samples whose nearest train class mean is not that of their label",
     "prediction_mismatch": "share of samples whose nearest train class mean is not that of the network's prediction",
 }
-METRICS = COLLAPSE | CENTERS
+DIRECTIONS = {
+    "hyperspherical_energy": "mean over pairs of log(1/|u_c - u_c'|), u_c the directions of the centred class means",
+    "hyperspherical_excess": "that energy minus a simplex ETF's, -log(2K/(K-1))/2; 0 for a simplex ETF",
+    "class_alignment_mean": "mean over classes of the cosine between the classifier's row and the centred class mean, "
+    "at the layer that the classifier reads",
+    "class_alignment_min": "minimum over classes of that cosine",
+}
+METRICS = COLLAPSE | CENTERS | DIRECTIONS
 """Every metric of a layer with its definition; all dimensionless."""
 SPECTRUM = {
     "effective_rank": "exp of the entropy of the normalised singular values of the features about their mean",
     "variability_collapse_index": "1 - tr(Sigma_T^+ Sigma_B)/rank(Sigma_B)",
 }
-"""What is measured on the train split before and after training; dimensionless."""
+"""What is measured when `--spectra` says so, NaN elsewhere; dimensionless."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class ConditionRuns:
         finite: (seed).
         reached_epochs: (seed, milestone), the epochs that reached them where only some of the epochs are measured; by
             default the measured ones.
-        spectra: by name of `SPECTRUM`, (seed, 2, layer): at the first and the last record.
+        spectra: by name of `SPECTRUM`, (seed, record, split, layer), NaN where not measured; None if nowhere.
+        milestone_spectra: by name, (seed, milestone, split, layer).
     """
 
     epochs: Sequence[int]
@@ -64,6 +72,7 @@ class ConditionRuns:
     finite: np.ndarray
     reached_epochs: np.ndarray | None = None
     spectra: Mapping[str, np.ndarray] | None = None
+    milestone_spectra: Mapping[str, np.ndarray] | None = None
 
 
 def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
@@ -81,14 +90,24 @@ def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
     def both(name: str) -> np.ndarray:
         return np.stack([np.float64(getattr(history, f"{split}_{name}")[row]) for split in SPLITS], axis=-1)
 
-    def metrics(prefix: str) -> dict[str, np.ndarray]:
-        parts = [getattr(history, f"{prefix}{split}") for split in SPLITS]
-        named = {name: [part.collapse for part in parts] for name in COLLAPSE}
-        named |= {name: [part.centers for part in parts] for name in CENTERS}
+    def stacked(named: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         return {
             name: np.stack([np.float64(getattr(part, name)[row]) for part in records], axis=-2)
             for name, records in named.items()
         }
+
+    def metrics(prefix: str) -> dict[str, np.ndarray]:
+        parts = [getattr(history, f"{prefix}{split}") for split in SPLITS]
+        named = {name: [part.collapse for part in parts] for name in COLLAPSE}
+        named |= {name: [part.centers for part in parts] for name in CENTERS}
+        named |= {name: [part.directions for part in parts] for name in DIRECTIONS}
+        return stacked(named)
+
+    def spectra(prefix: str) -> dict[str, np.ndarray] | None:
+        if history.spectra is None:
+            return None
+        parts = [getattr(history.spectra, f"{prefix}{split}") for split in SPLITS]
+        return stacked(dict.fromkeys(SPECTRUM, parts))
 
     return ConditionRuns(
         epochs=[int(each) for each in history.epochs[row, 0]],
@@ -99,7 +118,8 @@ def of_sweep(history: Any, row: int, finite: np.ndarray) -> ConditionRuns:
         milestone_epochs=np.asarray(history.milestone_epochs[row], dtype=np.int64),
         milestone_metrics=metrics("milestone_"),
         finite=finite[row],
-        spectra={name: np.asarray(getattr(history.spectra, name)[row], np.float64) for name in SPECTRUM},
+        spectra=spectra(""),
+        milestone_spectra=spectra("milestone_"),
     )
 
 
@@ -166,14 +186,12 @@ def _of_condition(
 
 
 def _of_spectra(runs: ConditionRuns) -> dict[str, Any]:
-    """Spectra on the axes of the other metrics; NaN where they are not measured."""
+    """Spectra on the axes of the other metrics."""
     variables: dict[str, Any] = {}
-    for name, values in (runs.spectra or {}).items():
-        seeds, _, layers = values.shape
-        filled = np.full((seeds, len(runs.epochs), len(SPLITS), layers), np.nan)
-        filled[:, [0, -1], SPLITS.index("train")] = values
-        words = {"units": "dimensionless", "definition": f"{SPECTRUM[name]}; train split, first and last epoch"}
-        variables[name] = (("seed", "epoch", "split", "layer"), filled, words)
+    for prefix, axis, found in (("", "epoch", runs.spectra), ("milestone_", "milestone", runs.milestone_spectra)):
+        for name, values in (found or {}).items():
+            words = {"units": "dimensionless", "definition": f"{SPECTRUM[name]}; NaN where not measured"}
+            variables[f"{prefix}{name}"] = (("seed", axis, "split", "layer"), values, words)
     return variables
 
 

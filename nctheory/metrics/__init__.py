@@ -1,5 +1,7 @@
 """Measurements on features: collapse, fine structure, streaming forms, transfer and clustering."""
 
+from nctheory.metrics.class_directions import ClassDirections as ClassDirections
+from nctheory.metrics.class_directions import class_directions as class_directions
 from nctheory.metrics.classes import ClassReport as ClassReport
 from nctheory.metrics.classes import PresentCollapse as PresentCollapse
 from nctheory.metrics.classes import class_report as class_report
@@ -26,9 +28,9 @@ from nctheory.metrics.held_out import held_out_collapse as held_out_collapse
 from nctheory.metrics.probes import PROBES as PROBES
 from nctheory.metrics.probes import probe_accuracies as probe_accuracies
 from nctheory.metrics.probes import ridge_probe_accuracy as ridge_probe_accuracy
-from nctheory.metrics.spectrum import LayerSpectrum as LayerSpectrum
+from nctheory.metrics.spectrum import FeatureSpectrum as FeatureSpectrum
 from nctheory.metrics.spectrum import effective_rank as effective_rank
-from nctheory.metrics.spectrum import layer_spectrum as layer_spectrum
+from nctheory.metrics.spectrum import feature_spectrum as feature_spectrum
 from nctheory.metrics.spectrum import stable_rank as stable_rank
 from nctheory.metrics.spectrum import variability_collapse_index as variability_collapse_index
 from nctheory.metrics.streaming import CollapseAccumulator as CollapseAccumulator

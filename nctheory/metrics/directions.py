@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
+from nctheory.metrics._directions import least_length, lengths, log_energy, row_cosines, unit_vectors
 from nctheory.metrics._factors import right_singular_vectors, singular_values
 from nctheory.metrics._moments import HIGHEST, ClassMoments
 from nctheory.metrics.collapse import check_classifier
@@ -309,54 +310,27 @@ def _moments_of(features: Any, labels: Any, num_classes: int) -> ClassMoments:
     return _moments.class_means(jnp.asarray(features), _moments.as_labels(labels, num_classes), num_classes)
 
 
-def _lengths(vectors: Float[Array, "K d"]) -> Float[Array, " K"]:
-    return jnp.sqrt(jnp.sum(vectors**2, axis=1))
-
-
-def _directions(vectors: Float[Array, "n d"], least: Float[Array, ""]) -> Float[Array, "n d"]:
-    """Unit vectors; NaN for vectors not longer than `least`, whose direction is that of rounding."""
-    norms = _lengths(vectors)
-    known: Bool[Array, " n"] = norms > least
-    return vectors / jnp.where(known, norms, jnp.nan)[:, None]
-
-
-def _least(vectors: Float[Array, "K d"]) -> Float[Array, ""]:
-    """Length below which a vector is rounding of the longest."""
-    return float(jnp.finfo(vectors.dtype).eps) * vectors.shape[0] * jnp.max(_lengths(vectors))
-
-
 @partial(jax.jit, static_argnames="num_classes")
 def _norms(features: Any, labels: Any, *, num_classes: int) -> Float[Array, " K"]:
-    return _lengths(_moments_of(features, labels, num_classes).centered_means())
+    return lengths(_moments_of(features, labels, num_classes).centered_means())
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _cosines(features: Any, labels: Any, *, num_classes: int) -> Float[Array, "K K"]:
     means = _moments_of(features, labels, num_classes).means_apart()
-    units = _directions(means, _least(means))
+    units = unit_vectors(means, least_length(means))
     return jnp.clip(jnp.matmul(units, units.T, precision=HIGHEST), -1, 1)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _uniformity(features: Any, labels: Any, *, num_classes: int) -> HypersphericalUniformity:
-    means = _moments_of(features, labels, num_classes).means_apart()
-    # In units of the ETF's squared distance, so that the excess is no difference of two numbers near each other.
-    ideal = 2 * num_classes / (num_classes - 1)
-    distances = _moments.squared_distances(_directions(means, _least(means))) / ideal
-    diagonal = jnp.eye(num_classes, dtype=bool)
-    logarithms = jnp.log(jnp.where(diagonal, 1, distances))
-    # Rounding puts that of an ETF on either side of 0.
-    excess = jnp.maximum(-jnp.sum(logarithms) / (2 * num_classes * (num_classes - 1)), 0)
-    etf = jnp.asarray(-np.log(ideal) / 2, dtype=means.dtype)
-    return HypersphericalUniformity(energy=etf + excess, etf_energy=etf, excess=excess)
+    energy, etf, excess = log_energy(_moments_of(features, labels, num_classes).means_apart())
+    return HypersphericalUniformity(energy=energy, etf_energy=etf, excess=excess)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _alignment(features: Any, labels: Any, weight: Any, *, num_classes: int) -> Float[Array, " K"]:
-    means = _moments_of(features, labels, num_classes).means_apart()
-    weight = jnp.asarray(weight).astype(means.dtype)
-    units = _directions(means, _least(means)) * _directions(weight, jnp.zeros((), means.dtype))
-    return jnp.clip(jnp.sum(units, axis=1), -1, 1)
+    return row_cosines(jnp.asarray(weight), _moments_of(features, labels, num_classes).means_apart())
 
 
 @partial(jax.jit, static_argnames=("num_classes", "about"))
@@ -373,8 +347,8 @@ def _orthogonality(features: Any, labels: Any, ood_features: Any, *, num_classes
         # The two points near the data differ by little, so that a common offset of both costs no digits.
         between = (ood.reference - moments.reference) - jnp.mean(moments.offsets, axis=0)
         outside = between[None, :] + ood.offsets
-    units, least = _directions(means, _least(means)), _least(means)
-    cosines = jnp.matmul(units, _directions(outside, least)[0], precision=HIGHEST)
+    units, least = unit_vectors(means, least_length(means)), least_length(means)
+    cosines = jnp.matmul(units, unit_vectors(outside, least)[0], precision=HIGHEST)
     return jnp.minimum(jnp.mean(jnp.abs(cosines)), 1)
 
 

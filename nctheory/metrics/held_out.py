@@ -19,6 +19,7 @@ from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import HIGHEST, ClassMoments
+from nctheory.metrics.class_directions import ClassDirections
 from nctheory.metrics.collapse import CollapseMetrics
 from nctheory.metrics.streaming import CollapseAccumulator
 
@@ -53,10 +54,12 @@ class LayerMetrics:
     Attributes:
         collapse: about the split's own class means.
         centers: about the train class means.
+        directions: of the split's own class means.
     """
 
     collapse: CollapseMetrics
     centers: HeldOutCollapse
+    directions: ClassDirections
 
 
 @jax.tree_util.register_dataclass

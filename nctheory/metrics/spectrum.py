@@ -151,7 +151,7 @@ def variability_collapse_index(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LayerSpectrum:
+class FeatureSpectrum:
     """What the spectrum of labelled features says, at one layer or at several with the layers on the last axis.
 
     Attributes:
@@ -163,9 +163,9 @@ class LayerSpectrum:
     variability_collapse_index: Float[Array, "*batch"]
 
 
-def layer_spectrum(
+def feature_spectrum(
     features: Float[AnyArray, "N d"], labels: Integer[AnyArray, " N"], *, num_classes: int
-) -> LayerSpectrum:
+) -> FeatureSpectrum:
     """Measure `effective_rank` and `variability_collapse_index` of the same features.
 
     Args:
@@ -227,12 +227,12 @@ def _stable_rank(ratios: Float[Array, " r"], floor: float) -> Float[Array, ""]:
 
 
 @partial(jax.jit, static_argnames="num_classes")
-def _spectrum(features: Any, labels: Any, *, num_classes: int) -> LayerSpectrum:
+def _spectrum(features: Any, labels: Any, *, num_classes: int) -> FeatureSpectrum:
     """Both from one triangular factor of the residuals, where these are enough to have one."""
     features = jnp.asarray(features)
     if features.shape[0] - 1 <= features.shape[1]:
         index = _vci(features, labels, num_classes=num_classes)
-        return LayerSpectrum(_of_spectrum(features, measure=_effective_rank), index)
+        return FeatureSpectrum(_of_spectrum(features, measure=_effective_rank), index)
     moments, triangle = _moments_and_triangle(features, labels, num_classes)
     # About the mean of all samples the spread is that about the class means, and theirs, by their samples.
     shares = moments.counts.astype(triangle.dtype) / features.shape[0]
@@ -241,7 +241,7 @@ def _spectrum(features: Any, labels: Any, *, num_classes: int) -> LayerSpectrum:
     between = jnp.where(moments.is_complete, between, jnp.nan)
     sigma = singular_values(jnp.concatenate([triangle, between]))
     rank = _of_values(sigma, mean, features.shape[1], _effective_rank)
-    return LayerSpectrum(rank, _index(moments, triangle))
+    return FeatureSpectrum(rank, _index(moments, triangle))
 
 
 @partial(jax.jit, static_argnames="num_classes")

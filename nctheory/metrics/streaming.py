@@ -27,6 +27,7 @@ from nctheory._errors import ArgumentError
 from nctheory._types import AnyArray
 from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
+from nctheory.metrics.class_directions import ClassDirections, summarize_directions
 from nctheory.metrics.collapse import CollapseMetrics, Probe, ProbeTotals, check_classifier, summarize
 
 
@@ -128,6 +129,22 @@ class CollapseAccumulator:
             weight = jnp.asarray(weight).astype(self.moments.offsets.dtype)
         return summarize(self.moments, weight, None)
 
+    def directions(self, weight: Float[AnyArray, "K d"] | None = None) -> ClassDirections:
+        """Directions of the class means, for which one pass is enough.
+
+        Args:
+            weight: classifier matrix for the alignments, which are NaN without it.
+
+        Returns:
+            The record as `class_directions` defines it. NaN throughout while a class has no sample.
+
+        Raises:
+            ValueError: if `weight` has the wrong shape or is not finite.
+        """
+        num_classes, dim = self.moments.offsets.shape
+        check_classifier(weight, None, num_classes=num_classes, dim=dim)
+        return summarize_directions(self.moments, weight)
+
     def second_pass(
         self, weight: Float[AnyArray, "K d"] | None = None, bias: Float[AnyArray, " K"] | None = None
     ) -> "CollapseSecondPass":
@@ -212,6 +229,10 @@ class CollapseSecondPass:
             nc1=jnp.where(same, metrics.nc1, jnp.nan),
             nc4_ncc_mismatch=jnp.where(same, metrics.nc4_ncc_mismatch, jnp.nan),
         )
+
+    def directions(self) -> ClassDirections:
+        """Directions of the class means of the first pass, with the classifier given to `second_pass`."""
+        return summarize_directions(self.probe.moments, self.probe.weight)
 
 
 def _check_batch(moments: ClassMoments, features: Any, labels: Any) -> int:

@@ -18,8 +18,11 @@ from nctheory.simulator.free_features import repeat_classes as repeat_classes
 from nctheory.simulator.layer_geometry import FrameTargets as FrameTargets
 from nctheory.simulator.layer_geometry import LayerGeometry as LayerGeometry
 from nctheory.simulator.layer_geometry import layer_geometry as layer_geometry
+from nctheory.simulator.layerwise import MILESTONES as MILESTONES
+from nctheory.simulator.layerwise import SPECTRA as SPECTRA
 from nctheory.simulator.layerwise import LayerHistory as LayerHistory
 from nctheory.simulator.layerwise import LayerTrainConfig as LayerTrainConfig
+from nctheory.simulator.layerwise import SpectrumHistory as SpectrumHistory
 from nctheory.simulator.layerwise import log_spaced_epochs as log_spaced_epochs
 from nctheory.simulator.layerwise import train_layers as train_layers
 from nctheory.simulator.mixtures import GaussianMixture as GaussianMixture

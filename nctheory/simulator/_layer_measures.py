@@ -9,7 +9,7 @@ from jax import lax
 
 from nctheory import metrics, objectives
 from nctheory.metrics.held_out import LayerMetrics, held_out_collapse
-from nctheory.metrics.spectrum import LayerSpectrum, layer_spectrum
+from nctheory.metrics.spectrum import FeatureSpectrum, feature_spectrum
 from nctheory.simulator._updates import data_loss
 from nctheory.simulator.mixtures import Samples
 from nctheory.simulator.models import Model
@@ -58,6 +58,7 @@ def measure_layers(run: TrainConfig, model: Model, train: Samples, test: Samples
                     num_classes=num_classes,
                     predictions=predictions[at],
                 ),
+                metrics.class_directions(features[at], part.labels, num_classes=num_classes),
             )
 
         return of(0, train), of(1, test)
@@ -78,14 +79,17 @@ def _with_classifier(found: LayerMetrics, model: Model, features: Any, labels: A
     """Add what the readout decides, at the layer that it reads."""
     weight, bias = class_readout(model)
     last = metrics.collapse_metrics(features, labels, num_classes=num_classes, weight=weight, bias=bias)
+    aligned = metrics.class_directions(features, labels, num_classes=num_classes, weight=weight)
     return replace(
         found,
-        collapse=replace(
-            found.collapse,
-            nc3_duality=found.collapse.nc3_duality.at[-1].set(last.nc3_duality),
-            nc4_ncc_mismatch=found.collapse.nc4_ncc_mismatch.at[-1].set(last.nc4_ncc_mismatch),
-        ),
+        collapse=_at_last(found.collapse, last, ("nc3_duality", "nc4_ncc_mismatch")),
+        directions=_at_last(found.directions, aligned, ("class_alignment_mean", "class_alignment_min")),
     )
+
+
+def _at_last(layers: Any, last: Any, names: tuple[str, ...]) -> Any:
+    """A record of all layers with some fields of the last one replaced."""
+    return replace(layers, **{name: getattr(layers, name).at[-1].set(getattr(last, name)) for name in names})
 
 
 def _layers_and_outputs(model: Model, samples: Samples) -> tuple[list[jax.Array], jax.Array]:
@@ -106,11 +110,11 @@ def _over_layers(measured: Any, layers: list[Any]) -> Any:
     return jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
-def measure_spectra(model: Model, samples: Samples, *, num_classes: int) -> LayerSpectrum:
+def measure_spectra(model: Model, samples: Samples, *, num_classes: int) -> FeatureSpectrum:
     """Measure the spectrum of every layer's features, the layers on the last axis."""
     layers, _ = _layers_and_outputs(model, samples)
 
-    def measured(features: tuple[jax.Array]) -> LayerSpectrum:
-        return layer_spectrum(features[0], samples.labels, num_classes=num_classes)
+    def measured(features: tuple[jax.Array]) -> FeatureSpectrum:
+        return feature_spectrum(features[0], samples.labels, num_classes=num_classes)
 
     return _over_layers(measured, [(each,) for each in layers])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from nctheory import _checks, objectives
 from nctheory._errors import ArgumentError
 from nctheory.metrics.held_out import LayerMetrics
-from nctheory.metrics.spectrum import LayerSpectrum
+from nctheory.metrics.spectrum import FeatureSpectrum
 from nctheory.simulator._layer_measures import Scores, measure_layers, measure_spectra
 from nctheory.simulator._updates import make_optimizer, make_scored_objective, split
 from nctheory.simulator.data import FixedData
@@ -24,6 +24,9 @@ from nctheory.simulator.records import record_steps
 from nctheory.simulator.train import BATCH_STREAM, DATA_STREAM, TrainConfig, initial_model
 
 MILESTONES = (0.9, 0.95, 0.975, 0.99)
+"""Train accuracies at which everything is measured unless others are given."""
+SPECTRA = ("none", "ends", "all")
+"""When the spectra of all layers are measured: never; train samples at the first and last record; always."""
 _ANY_KEY = 0
 
 
@@ -40,8 +43,10 @@ class LayerTrainConfig:
         milestones: increasing accuracies in (0, 1]; everything is also measured at the end of the first epoch whose
             running train accuracy, the share of right answers in its batches before each step, reaches them.
         keep_params: whether to keep the trained parameters at every record.
-        spectra: whether the spectrum of every layer's train features is measured at the first and the last record:
-            decompositions that cost far more than everything else that is measured.
+        spectra: when the spectrum of every layer is measured: "none"; "ends", train samples at the first and the last
+            record; "all", both splits at every record and milestone. These decompositions cost far more than everything
+            else that is measured: for five layers of 256 on 1,437 train and 360 held-out samples 0.13 s a network for
+            the train split and 0.19 s for both, on 2 CPU cores.
 
     Raises:
         ValueError: when a bound above is violated, or fixed data have no held-out sample of a class.
@@ -52,10 +57,11 @@ class LayerTrainConfig:
     record_epochs: tuple[int, ...] = field(metadata={"static": True})
     milestones: tuple[float, ...] = field(default=MILESTONES, metadata={"static": True})
     keep_params: bool = field(default=False, metadata={"static": True})
-    spectra: bool = field(default=False, metadata={"static": True})
+    spectra: str = field(default="none", metadata={"static": True})
 
     def __post_init__(self):
         _checks.integer("num_epochs", self.num_epochs, minimum=1)
+        _checks.choice("spectra", self.spectra, SPECTRA)
         epochs = _checks.integers("record_epochs", self.record_epochs, minimum=0)
         if not epochs or list(epochs) != sorted(set(epochs)) or epochs[-1] > self.num_epochs:
             raise ArgumentError(
@@ -84,7 +90,7 @@ class LayerTrainConfig:
         record_epochs: tuple[int, ...],
         milestones: tuple[float, ...] = MILESTONES,
         keep_params: bool = False,
-        spectra: bool = False,
+        spectra: str = "none",
         **run: Any,
     ) -> "LayerTrainConfig":
         """Configure a run by its number of epochs.
@@ -94,7 +100,7 @@ class LayerTrainConfig:
             record_epochs: epochs at which everything is measured.
             milestones: train accuracies at which everything is measured.
             keep_params: whether to keep the trained parameters at every record.
-            spectra: whether the spectra of all layers are measured at the first and the last record.
+            spectra: when the spectra of all layers are measured, one of `SPECTRA`.
             **run: fields of `TrainConfig` but `num_steps`.
 
         Returns:
@@ -118,6 +124,24 @@ class LayerTrainConfig:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class SpectrumHistory:
+    """Spectra over layers at all records and milestones; NaN where `LayerTrainConfig.spectra` measures none.
+
+    Attributes:
+        train: every layer on the train samples at R records.
+        test: every layer on the held-out samples, about their own class means.
+        milestone_train: the same on the train samples at M milestones.
+        milestone_test: the same on the held-out samples.
+    """
+
+    train: FeatureSpectrum
+    test: FeatureSpectrum
+    milestone_train: FeatureSpectrum
+    milestone_test: FeatureSpectrum
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LayerHistory:
     """Record of a run at R epochs and M milestones over layers 0 (the inputs), 1, ..., L (the last hidden layer).
 
@@ -129,14 +153,14 @@ class LayerHistory:
         train_accuracy: share of right answers on them (their labels as trained on).
         test_loss: mean loss of the held-out samples.
         test_accuracy: share of right answers on them.
-        train: every layer on the train samples; `nc3_duality` and `nc4_ncc_mismatch` at the last layer, which the
-            readout reads, and NaN at the others. NaN throughout where label noise has emptied a class.
-        test: every layer on the held-out samples; `collapse` about their own class means.
+        train: every layer on the train samples; `nc3_duality`, `nc4_ncc_mismatch` and the class alignments at the last
+            layer, which the readout reads, and NaN at the others. NaN throughout where label noise has emptied a class.
+        test: every layer on the held-out samples; `collapse` and `directions` about their own class means.
         epoch_accuracy: running train accuracy of every epoch.
         milestone_epochs: first epoch whose running accuracy reaches each milestone; -1 where none does.
         milestone_train: every layer on the train samples at the end of that epoch; NaN where none does.
         milestone_test: the same on the held-out samples.
-        spectra: every layer's spectrum on the train samples at the first and the last record, or None unless `spectra`.
+        spectra: effective rank and variability collapse index of every layer, or None with `spectra` "none".
         params: trained parameters, stacked over records, or None unless `keep_params`.
         finite: whether the loss stayed finite at every record.
     """
@@ -152,7 +176,7 @@ class LayerHistory:
     milestone_epochs: Int[Array, "*batch M"]
     milestone_train: LayerMetrics
     milestone_test: LayerMetrics
-    spectra: LayerSpectrum | None
+    spectra: SpectrumHistory | None
     params: Any
     finite: Any
 
@@ -204,7 +228,7 @@ def train_layers(config: LayerTrainConfig, key: Key[Array, ""]) -> LayerHistory:
         milestone_epochs=final.milestone_epochs,
         milestone_train=train_marks.layers,
         milestone_test=test_marks.layers,
-        spectra=_spectra(config, (graph, kept, frozen), train, train_records.loss) if config.spectra else None,
+        spectra=_spectra(config, (graph, every, frozen), (train, test), on_train.loss),
         params=kept if config.keep_params else None,
         finite=jnp.all(jnp.isfinite(train_records.loss)),
     )
@@ -314,16 +338,34 @@ def _make_epoch(config: LayerTrainConfig, objective: Any, optimizer: Any, train:
     return run_epoch
 
 
-def _spectra(config: LayerTrainConfig, models: Any, train: Samples, losses: jax.Array) -> LayerSpectrum:
-    """Spectra of the networks at the first and the last record; NaN where the loss is not finite."""
-    graph, kept, frozen = models
+def _spectra(
+    config: LayerTrainConfig, models: Any, splits: tuple[Samples, Samples], losses: jax.Array
+) -> SpectrumHistory | None:
+    """Spectra of the networks at all records, then all milestones; NaN where the loss is not finite."""
+    if config.spectra == "none":
+        return None
+    graph, every, frozen = models
+    count = len(config.record_epochs)
+    of_all = config.spectra == "all"
+    rows = list(range(len(losses))) if of_all else sorted({0, count - 1})
 
-    def measure(at: jax.Array) -> LayerSpectrum:
-        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[at], kept), frozen)
-        found = measure_spectra(model, train, num_classes=config.run.data.num_labels)
+    def measure(at: jax.Array) -> list[FeatureSpectrum]:
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[at], every), frozen)
+        measured = splits if of_all else splits[:1]
+        found = [measure_spectra(model, part, num_classes=config.run.data.num_labels) for part in measured]
         return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(losses[at]), leaf, jnp.nan), found)
 
-    return lax.map(measure, jnp.array([0, len(config.record_epochs) - 1], jnp.int32))
+    def filled(leaf: jax.Array) -> jax.Array:
+        return jnp.full((len(losses), *leaf.shape[1:]), jnp.nan, leaf.dtype).at[jnp.asarray(rows, jnp.int32)].set(leaf)
+
+    found = jax.tree.map(filled, lax.map(measure, jnp.asarray(rows, jnp.int32)))
+    train, test = found if of_all else (found[0], jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), found[0]))
+    parts = [
+        jax.tree.map(lambda leaf, at=at: leaf[at], each)
+        for at in (slice(count), slice(count, None))
+        for each in (train, test)
+    ]
+    return SpectrumHistory(*parts)
 
 
 def log_spaced_epochs(num_epochs: int, num_records: int) -> tuple[int, ...]:

@@ -39,8 +39,8 @@ class NetworkLayers:
         names: names of the layers, the first layer first.
         dims: number of numbers a sample that were measured at each layer.
         train: the train split, about its own class means.
-        test: the test split, about its own class means (`collapse`) and about those of the train split (`centers`);
-            None without a test split.
+        test: the test split, about its own class means (`collapse`, `directions`) and about those of the train split
+            (`centers`); None without a test split.
     """
 
     names: tuple[str, ...] = field(metadata={"static": True})
@@ -80,13 +80,14 @@ def layer_collapse(
     batch_size: int = 128,
     require_all_test_classes: bool = True,
 ) -> NetworkLayers:
-    """Measure `CollapseMetrics` and `HeldOutCollapse` at every named layer, evaluation mode, no augmentation.
+    """Measure `metrics.LayerMetrics` at every named layer, evaluation mode, no augmentation.
 
-    Each layer's numbers are those of `metrics.collapse_metrics` and `metrics.held_out_collapse` of its activations, in
-    float32. `centers.prediction_mismatch` compares with the argmax of the network's logits. Only "features", the input
-    of the classifier, has `nc3_duality` and `nc4_ncc_mismatch`; elsewhere they are NaN. If the classifier has another
-    number of outputs than `num_classes`, it predicts none of the classes measured: these two and `prediction_mismatch`
-    are then NaN everywhere. Activations that are not finite give NaN at their layer.
+    Each layer's numbers are those of `metrics.collapse_metrics`, `metrics.held_out_collapse` and
+    `metrics.class_directions` of its activations, in float32. `centers.prediction_mismatch` compares with the argmax of
+    the network's logits. Only "features", the input of the classifier, has `nc3_duality`, `nc4_ncc_mismatch` and class
+    alignments; elsewhere they are NaN. If the classifier has another number of outputs than `num_classes`, it predicts
+    none of the classes measured: these and `prediction_mismatch` are then NaN everywhere. Activations that are not
+    finite give NaN at their layer.
 
     Cost: two passes of both splits through the network and a few reads of each activation. Memory beyond the images and
     the network: about 20 K sum(D) numbers for all layers, and the activations of one batch.
@@ -102,8 +103,9 @@ def layer_collapse(
             code of Parker et al. (2023). Pixels are flattened either way.
         include_input: whether the normalised pixels come first, as the layer "input".
         batch_size: most images at a time, >= 1; the result does not depend on it beyond rounding.
-        require_all_test_classes: whether a class without test images is an error; otherwise `test.collapse`, which
-            needs a mean of every class, is NaN throughout, and `test.centers` is measured all the same.
+        require_all_test_classes: whether a class without test images is an error; otherwise `test.collapse` and
+            `test.directions`, which need a mean of every class, are NaN throughout, and `test.centers` is measured all
+            the same.
 
     Returns:
         The record.
@@ -301,5 +303,5 @@ def _update_about_means(
 @jax.jit
 def _summaries(totals: Second) -> LayerMetrics:
     """Metrics of all layers, stacked."""
-    found = [LayerMetrics(own.compute(), centers.compute()) for own, centers in totals]
+    found = [LayerMetrics(own.compute(), centers.compute(), own.directions()) for own, centers in totals]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)

@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 
 from nctheory import _checks
-from nctheory.metrics.spectrum import LayerSpectrum, layer_spectrum
+from nctheory.metrics.spectrum import FeatureSpectrum, feature_spectrum
 from nctheory.vision.evaluation import _eval_mode, _extract
 from nctheory.vision.images import Images, check_images, normalise
 from nctheory.vision.layers import INPUT, _chosen, _classifier_of, _sizes
 
 # Compiled: features that are not finite, as of a network that has diverged, give NaN there, an error outside.
-_spectrum = jax.jit(layer_spectrum, static_argnames="num_classes")
+_spectrum = jax.jit(feature_spectrum, static_argnames="num_classes")
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class NetworkSpectra:
 
     names: tuple[str, ...] = field(metadata={"static": True})
     dims: tuple[int, ...] = field(metadata={"static": True})
-    spectrum: LayerSpectrum
+    spectrum: FeatureSpectrum
 
 
 def layer_spectra(
@@ -45,7 +45,7 @@ def layer_spectra(
     max_dim: int = 2048,
     batch_size: int = 500,
 ) -> NetworkSpectra:
-    """Measure `metrics.layer_spectrum` at every named layer, evaluation mode, no augmentation.
+    """Measure `metrics.feature_spectrum` at every named layer, evaluation mode, no augmentation.
 
     `layer_collapse` needs K x D numbers a layer; a spectrum needs all of its activations and a decomposition of D^3, so
     layers wider than `max_dim` are left out. Cost: one pass through the network a layer; memory beyond the images and
@@ -81,7 +81,7 @@ def layer_spectra(
     found = []
     for name, dim in chosen.items():
         if dim > max_dim:
-            found.append(LayerSpectrum(jnp.asarray(jnp.nan, jnp.float32), jnp.asarray(jnp.nan, jnp.float32)))
+            found.append(FeatureSpectrum(jnp.asarray(jnp.nan, jnp.float32), jnp.asarray(jnp.nan, jnp.float32)))
             continue
         rows = _pixels(images) if name == INPUT else _extract(graph, state, images, name, batch_size, pool)
         found.append(_spectrum(rows, images.labels, num_classes=num_classes))

@@ -152,9 +152,14 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert np.isfinite(history["nc1"].sel(condition="digits", epoch=3)).all()
     for name in ("effective_rank", "variability_collapse_index"):
         assert np.isfinite(history[name].sel(condition="digits", epoch=[0, 3], split="train")).all()
+        # Spectra of the ends of the train split unless more are asked for.
+        assert int(np.isfinite(history[name].sel(condition="digits")).sum()) == 2 * 2 * 6
     # The classifier reads the last layer alone.
-    known = np.isfinite(history["nc3_duality"].sel(condition="digits", epoch=3)).all(["seed", "split"])
-    assert known.values.tolist() == [False] * 5 + [True]
+    for name in ("nc3_duality", "class_alignment_mean", "class_alignment_min"):
+        known = np.isfinite(history[name].sel(condition="digits", epoch=3)).all(["seed", "split"])
+        assert known.values.tolist() == [False] * 5 + [True], name
+    assert (history["hyperspherical_excess"].sel(condition="digits", epoch=3) > 0).all()
+    assert "milestone_hyperspherical_energy" in history
     ledger = [claim["id"] for claim in json.loads((out / "claims.json").read_text())]
     assert {"A0", "A1", "A2", "A3", "law/even", "deep-linear/rate"} <= set(ledger)
 
@@ -249,6 +254,28 @@ def test_image_network_smoke_measures_its_layers(tmp_path):
     assert history["layer_name"].values.tolist() == ["input", "layer1", "features"]
     assert np.isfinite(history["nc1"].sel(epoch=2)).all()
     assert (out / "figures" / "intermediate_layers.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [None, "mlp"])
+def test_spectra_of_all_records_are_stored(network, tmp_path):
+    which = () if network is None else ("--network", network, "--images.no-control")
+    few = ("--smoke", "--quiet", "--spectra", "all", *which)
+    assert run_script(SCRIPT, *few, "--out", tmp_path / "all").returncode == 0
+    history = history_of(tmp_path / "all").sel(condition="digits")
+    assert history.attrs["spectra"] == "all"
+    last = int(history["num_epochs"])
+    measured = history["epoch"] <= last
+    assert np.isfinite(history["effective_rank"].sel(epoch=measured)).all()
+    reached = history["milestone_epoch"] > 0
+    assert (np.isfinite(history["milestone_effective_rank"]).all(["split", "layer"]) == reached).all()
+
+
+@pytest.mark.parametrize("spectra", ["none", "ends", "all"])
+def test_spectra_reach_every_condition(spectra):
+    config = intermediate_layers.Config(smoke=True, spectra=spectra).sized
+    settings = [each for group in intermediate_layers.make_plan(config).groups.values() for _, each in group]
+    assert {each.spectra for each in settings} == {spectra}
 
 
 def test_what_changes_the_question_names_the_folder():

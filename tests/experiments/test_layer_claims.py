@@ -154,8 +154,15 @@ def _made_up_runs(layers, epochs, seeds):
         milestone_epochs=np.array([[1, -1]] * seeds),
         milestone_metrics={name: values(name) for name in record.METRICS},
         finite=np.ones(seeds, bool),
-        spectra={name: np.arange(12.0).reshape(2, 6) + np.zeros((seeds, 1, 1)) for name in record.SPECTRUM},
+        spectra=dict.fromkeys(record.SPECTRUM, _of_the_ends(np.arange(12.0).reshape(2, 6), seeds)),
+        milestone_spectra=dict.fromkeys(record.SPECTRUM, np.full((seeds, 2, 2, 6), np.nan)),
     )
+
+
+def _of_the_ends(values, seeds):
+    """Numbers (record, layer) of the train split of every seed; NaN on the test split."""
+    both = np.stack([values, np.full_like(values, np.nan)], axis=1)
+    return np.broadcast_to(both, (seeds, *both.shape))
 
 
 def _made_up_record(seeds=8, **changes):
@@ -271,6 +278,7 @@ def test_spectra_stand_at_the_first_and_the_last_epoch_of_the_train_split():
     np.testing.assert_array_equal(one.sel(split="train", epoch=0, seed=2), np.arange(6.0))
     np.testing.assert_array_equal(one.sel(split="train", epoch=last, seed=2), np.arange(6.0, 12))
     assert int(one.notnull().sum()) == 2 * 8 * 6
+    assert history["milestone_effective_rank"].dims == history["milestone_nc1"].dims
     row = next(line for line in tables.table(history).splitlines() if line.startswith("effective rank, layer 5"))
     assert row.split()[-4:] == ["11", "11", "11", "11"]
     without = tables.table(history.drop_vars(list(record.SPECTRUM)))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _layers import record
 from _layers.image_sets import official_split
 from _layers.images import _measure, first_epochs, train_and_measure
 from _layers.options import ImageOptions
@@ -28,7 +29,7 @@ def run(tmp_path_factory):
     """A finished run with its folder and data; read only."""
     data = splits(60, 30)
     folder = tmp_path_factory.mktemp("layers") / "run"
-    options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": 2048, "progress": False}
+    options = {"measure_epochs": (0, 2, 4), "spectra": "all", "max_spectrum_dim": 2048, "progress": False}
     return train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, **options), folder, data
 
 
@@ -41,9 +42,9 @@ def test_measurements_are_those_of_the_checkpoints(run):
         network = vision.load_network(SPEC, folder, int(epoch))
         wanted = layer_collapse(network, train, test)
         for column, split in enumerate((wanted.train, wanted.test)):
-            both = dataclasses.asdict(split.collapse) | dataclasses.asdict(split.centers)
-            assert set(found.metrics) == set(both)
-            for name, value in both.items():
+            every = vars(split.collapse) | vars(split.centers) | vars(split.directions)
+            assert set(found.metrics) == set(every) == set(record.METRICS)
+            for name, value in every.items():
                 # The same program on the same numbers.
                 np.testing.assert_allclose(found.metrics[name][row, column], value, rtol=1e-5, err_msg=name)
         for column, part in enumerate((train, test)):
@@ -59,18 +60,39 @@ def test_measurements_are_those_of_the_checkpoints(run):
     assert (nc1[:, 0] != nc1[:, 1]).all()
 
 
-def test_spectra_are_those_of_the_first_and_the_last_network(run):
-    found, folder, (train, _) = run
-    for row, epoch in enumerate((0, 4)):
-        wanted = vision.layer_spectra(vision.load_network(SPEC, folder, epoch), train).spectrum
-        for name, values in found.spectra.items():
-            np.testing.assert_allclose(values[row], getattr(wanted, name), rtol=1e-4, err_msg=name)
+def test_spectra_are_those_of_the_networks_of_every_checkpoint(run):
+    found, folder, data = run
+    for row, epoch in enumerate((0, 2, 4)):
+        for column, part in enumerate(data):
+            wanted = vision.layer_spectra(vision.load_network(SPEC, folder, epoch), part).spectrum
+            for name, values in found.spectra.items():
+                np.testing.assert_allclose(values[row, column], getattr(wanted, name), rtol=1e-4, err_msg=name)
     rank, index = found.spectra["effective_rank"], found.spectra["variability_collapse_index"]
     assert np.isfinite(rank).all()
-    # 60 images have 59 directions about their mean, fewer than the 108 pixels.
-    assert np.isnan(index[:, 0]).all()
-    assert np.isfinite(index[:, 1:]).all()
-    assert (rank[0, 1:] != rank[1, 1:]).all()
+    # 60 and 30 images have fewer directions about their mean than the 108 pixels.
+    assert np.isnan(index[..., 0]).all()
+    assert np.isfinite(index[..., 1:]).all()
+    assert (rank[0, 0, 1:] != rank[2, 0, 1:]).all()
+    assert (rank[:, 0] != rank[:, 1]).all()
+
+
+@pytest.mark.parametrize("spectra", ["ends", "none"])
+def test_fewer_spectra_are_those_of_all_where_they_are_measured(run, spectra):
+    found, _, data = run
+    options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": 2048, "progress": False}
+    few = train_and_measure(SPEC, CONFIG, *data, seed=1, spectra=spectra, **options)
+    for name, values in few.spectra.items():
+        assert np.isnan(values[1]).all()
+        assert np.isnan(values[:, 1]).all()
+        ends = np.full((2, 3), np.nan) if spectra == "none" else found.spectra[name][[0, 2], 0]
+        np.testing.assert_array_equal(values[[0, 2], 0], ends)
+
+
+def test_another_choice_of_spectra_is_refused_before_training(run, tmp_path):
+    _, _, data = run
+    with pytest.raises(ValueError, match=r"`spectra` must be one of .* but is 'first'"):
+        train_and_measure(SPEC, CONFIG, *data, seed=1, spectra="first", folder=tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_test_accuracy_is_that_of_the_training(run):
@@ -86,7 +108,7 @@ def test_resumed_run_is_the_uninterrupted_one(run, tmp_path):
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "epoch_000004")
     for _ in range(2):  # The second time nothing is left to train.
-        options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": 2048, "progress": False}
+        options = {"measure_epochs": (0, 2, 4), "spectra": "all", "max_spectrum_dim": 2048, "progress": False}
         again = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=copy, **options)
         assert again.names == found.names
         assert again.dims == found.dims
@@ -102,8 +124,10 @@ def test_resumed_run_is_the_uninterrupted_one(run, tmp_path):
 def test_metrics_at_milestones_are_those_of_their_epochs(run):
     found, _, _ = run
     made_up = dataclasses.replace(found, milestone_epochs=np.array([2, 4, -1]))
+    both = {**found.metrics, **found.spectra}
+    assert set(made_up.at_milestones()) == set(both)
     for name, values in made_up.at_milestones().items():
-        np.testing.assert_array_equal(values[:2], found.metrics[name][1:])
+        np.testing.assert_array_equal(values[:2], both[name][1:])
         assert np.isnan(values[2]).all()
         assert values.shape == (3, 2, 3)
 
@@ -122,7 +146,7 @@ def test_fewer_images_measured_train_no_less(run):
     found = train_and_measure(SPEC, config, train, test, seed=1, max_measured=21, progress=False)
     whole = train_and_measure(SPEC, config, train, test, seed=1, progress=False)
     np.testing.assert_array_equal(found.epochs, [1])
-    assert all(np.isnan(values).all() and values.shape == (2, 3) for values in found.spectra.values())
+    assert all(np.isnan(values).all() and values.shape == (1, 2, 3) for values in found.spectra.values())
     np.testing.assert_array_equal(found.curves["train_loss"], whole.curves["train_loss"])
     assert found.metrics["nc1"][0, 0, -1] != whole.metrics["nc1"][0, 0, -1]
     assert found.accuracies[0, 0] * 21 == pytest.approx(round(found.accuracies[0, 0] * 21), abs=1e-6)
@@ -177,6 +201,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_ma
 def test_layers_beyond_the_limit_have_no_spectrum(run):
     found, _, data = run
     options = {"measure_epochs": (0, 2, 4), "max_spectrum_dim": found.dims[-1], "progress": False}
+    options["spectra"] = "all"
     few = train_and_measure(SPEC, CONFIG, *data, seed=1, **options)
     is_measured = np.array(found.dims) <= found.dims[-1]
     assert 0 < is_measured.sum() < len(is_measured)

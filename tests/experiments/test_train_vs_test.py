@@ -11,7 +11,7 @@ import train_vs_test
 import xarray as xr
 from _generalisation import data, images, probing, runs
 from _generalisation.options import MlpOptions
-from _generalisation.record import CENTERS, COLLAPSE
+from _generalisation.record import CENTERS, OWN_MEANS
 from _layers.options import ImageOptions
 from _layers.record import METRICS
 
@@ -123,7 +123,8 @@ def test_folder_names():
 
 
 def test_definitions_are_those_of_the_layer_experiment():
-    for name, text in (COLLAPSE | CENTERS).items():
+    assert (OWN_MEANS | CENTERS).keys() == METRICS.keys()
+    for name, text in (OWN_MEANS | CENTERS).items():
         assert text.startswith(METRICS[name])
 
 
@@ -145,6 +146,17 @@ def test_image_networks_are_timed_and_quiet(tmp_path, capfd):
     assert capfd.readouterr().err == ""
     assert np.isfinite(tree["transfer"]["probe_accuracy"]).all()
     assert tree["collapse"].sizes["layer"] == 3
+    for part in ("collapse", "transfer"):
+        last = tree[part].isel(layer=-1)
+        for name in ("nc2_equinorm", "nc2_etf_distance", "nc3_duality", "nc4_ncc_mismatch", "class_alignment_min"):
+            assert np.isfinite(last[name]).all(), name
+            assert last[name].attrs["units"] == "dimensionless"
+    # Two classes have antipodal means, up to rounding: NC2 says nothing of them.
+    assert (
+        float(np.abs(tree["transfer"]["nc2_equiangular"]).max())
+        < 1e-5
+        < float(tree["collapse"]["nc2_equiangular"].min())
+    )
 
 
 def test_smoke_writes_a_whole_run_folder(smoke):
@@ -168,6 +180,15 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     cheap, slow = (transfer["probe_accuracy"].sel(probe=list(each)) for each in (runs.RIDGES, probing.PROBES))
     assert np.isfinite(cheap).all()
     assert np.isfinite(slow.isel(epoch=[0, -1])).all()
+    # Before training, because a few epochs may kill a class in so narrow a network.
+    for part in (collapse.isel(epoch=0), transfer.isel(epoch=0), samples.sel(end="initial")):
+        for name in ("nc2_equinorm", "nc2_equiangular", "nc2_etf_distance", "hyperspherical_excess"):
+            assert np.isfinite(part[name]).all(), name
+        # The classifier reads the last layer alone, on either split.
+        for name in ("nc3_duality", "nc4_ncc_mismatch", "class_alignment_mean"):
+            assert np.isnan(part[name].isel(layer=slice(None, -1))).all(), name
+            assert np.isfinite(part[name].isel(layer=-1)).all(), name
+            assert part[name].attrs["definition"] == METRICS[name]
     assert samples["nc1"].dims == ("size", "seed", "end", "layer", "split")
     assert samples["num_epochs"].values.tolist() == [8, 4]
 

@@ -36,6 +36,24 @@ def collapse(features, labels, num_classes, weight=None, bias=None):
     return out
 
 
+def directions(features, labels, num_classes, weight=None):
+    """Energy of the directions of the centred class means, its excess over a simplex ETF's, and cosines with rows."""
+    mu = np.stack([np.asarray(features, np.float64)[labels == c].mean(axis=0) for c in range(num_classes)])
+    g = mu - mu.mean(axis=0)
+    units = g / np.linalg.norm(g, axis=1, keepdims=True)
+    pairs = [(i, j) for i in range(num_classes) for j in range(i)]
+    energy = -np.mean([np.log(np.linalg.norm(units[i] - units[j])) for i, j in pairs])
+    cosines = [np.nan]
+    if weight is not None:
+        cosines = [row @ u / np.linalg.norm(row) for row, u in zip(np.asarray(weight, np.float64), units, strict=True)]
+    return {
+        "hyperspherical_energy": energy,
+        "hyperspherical_excess": energy + np.log(2 * num_classes / (num_classes - 1)) / 2,
+        "class_alignment_mean": np.mean(cosines),
+        "class_alignment_min": np.min(cosines),
+    }
+
+
 def pinv_of_rank(matrix, rank):
     """Pseudo-inverse of a symmetric matrix from its `rank` largest eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nctheory import frames
 from nctheory.metrics import _moments as moments_module
-from nctheory.metrics.spectrum import effective_rank, layer_spectrum, stable_rank, variability_collapse_index
+from nctheory.metrics.spectrum import effective_rank, feature_spectrum, stable_rank, variability_collapse_index
 
 X64 = jax.config.read("jax_enable_x64")
 # Algebra on well-conditioned data: a few hundred roundings of the working precision.
@@ -128,7 +128,7 @@ def test_index_keeps_its_digits_near_collapse(noise, dim):
     # With q the eigenvalues of Sigma_W^-1 Sigma_B, 1 - tr(Sigma_T^-1 Sigma_B)/rank is the mean of 1/(1 + q).
     whitened = np.linalg.solve(np.linalg.cholesky(within.T @ within), between.T)
     expected = np.mean(1 / (1 + np.linalg.svd(whitened, compute_uv=False)[:9] ** 2))
-    found = layer_spectrum(features, labels, num_classes=10)
+    found = feature_spectrum(features, labels, num_classes=10)
     # The residuals of float32 features are rounded to 6e-8 of the features: 1e-4 of noise 1e-3, and twice in a square.
     np.testing.assert_allclose(found.variability_collapse_index, expected, rtol=2e-3)
     alone = variability_collapse_index(features, labels, num_classes=10)
@@ -316,12 +316,12 @@ def test_without_class_structure_the_index_is_the_share_of_sample_space_left_ove
     assert abs(float(jnp.mean(index)) - expected) < 4 * float(jnp.std(index)) / 10
 
 
-def test_layer_spectrum_is_both_measures():
+def test_feature_spectrum_is_both_measures():
     features = np.random.default_rng(3).standard_normal((40, 6))
     labels = np.arange(40) % 4
-    found = layer_spectrum(features, labels, num_classes=4)
+    found = feature_spectrum(features, labels, num_classes=4)
     # Of another factorisation of the same rows: some ten roundings.
     np.testing.assert_allclose(found.effective_rank, effective_rank(features), rtol=5e-15 if X64 else 2e-6)
     assert found.variability_collapse_index == variability_collapse_index(features, labels, num_classes=4)
-    blank = jax.jit(lambda rows: layer_spectrum(rows, labels, num_classes=4))(features * np.nan)
+    blank = jax.jit(lambda rows: feature_spectrum(rows, labels, num_classes=4))(features * np.nan)
     assert all(np.isnan(leaf) for leaf in jax.tree.leaves(blank))

@@ -75,6 +75,7 @@ def reference(network, train: Images, test: Images, *, pool: bool) -> list[list[
                 {
                     "collapse": metrics_reference.collapse(mine[index], part.labels, 3, *classifier),
                     "centers": literal(rows[0][index], train.labels, mine[index], part.labels, answer, 3),
+                    "directions": metrics_reference.directions(mine[index], part.labels, 3, *classifier[:1]),
                 }
                 for part, mine, answer in zip((train, test), rows, answers, strict=True)
             ]
@@ -103,7 +104,7 @@ def test_every_layer_agrees_with_its_stored_activations(family, pool):
     )
     for index, expected in enumerate(reference(network, train, test, pool=pool)):
         for split, wanted in zip((found.train, found.test), expected, strict=True):
-            for group in ("collapse", "centers"):
+            for group in ("collapse", "centers", "directions"):
                 for key, value in wanted[group].items():
                     leaf = getattr(getattr(split, group), key)
                     assert leaf.shape == (len(found.names),)
@@ -113,10 +114,10 @@ def test_every_layer_agrees_with_its_stored_activations(family, pool):
     # Neither NaN nor equal throughout: the comparison above is of numbers.
     assert np.isfinite(found.train.collapse.nc1).all()
     assert np.ptp(np.asarray(found.train.collapse.nc1)) > 0
-    for name in ("nc3_duality", "nc4_ncc_mismatch"):
-        np.testing.assert_array_equal(
-            np.isfinite(getattr(found.test.collapse, name)), np.array(found.names) == "features"
-        )
+    of_classifier = [found.test.collapse.nc3_duality, found.test.collapse.nc4_ncc_mismatch]
+    of_classifier += [found.test.directions.class_alignment_mean, found.test.directions.class_alignment_min]
+    for values in of_classifier:
+        np.testing.assert_array_equal(np.isfinite(values), np.array(found.names) == "features")
 
 
 def test_train_split_lies_about_its_own_means():
@@ -197,7 +198,7 @@ def test_missing_test_classes_leave_only_what_needs_no_mean_of_them():
     with pytest.raises(ValueError, match=r"`test.labels` must contain every class 0..2, but has no sample of \[1\]"):
         layer_collapse(network, train, part)
     found = layer_collapse(network, train, part, require_all_test_classes=False)
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found.test.collapse))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves((found.test.collapse, found.test.directions)))
     rows = [extract_features(network, each) for each in (train, part)]
     predictions = extract_logits(network, part).argmax(axis=1)
     wanted = held_out_collapse(rows[0], train.labels, rows[1], part.labels, num_classes=3, predictions=predictions)
@@ -212,6 +213,8 @@ def test_other_classes_than_the_classifier_has():
     found = layer_collapse(network, fine)
     assert np.isnan(found.train.collapse.nc3_duality).all()
     assert np.isnan(found.train.collapse.nc4_ncc_mismatch).all()
+    assert np.isnan(found.train.directions.class_alignment_mean).all()
+    assert np.isfinite(found.train.directions.hyperspherical_energy).all()
     assert np.isnan(found.train.centers.prediction_mismatch).all()
     assert np.isfinite(found.train.centers.label_mismatch).all()
     wanted = metrics.collapse_metrics(extract_features(network, fine), fine.labels, num_classes=6)

@@ -21,7 +21,7 @@ def test_every_layer_agrees_with_its_stored_activations(pool):
     for at, (name, dim) in enumerate(zip(found.names, found.dims, strict=True)):
         rows = pixels if name == "input" else extract_features(network, train, layer=name, pool=pool)
         assert rows.shape[1] == dim
-        wanted = metrics.layer_spectrum(rows, train.labels, num_classes=3)
+        wanted = metrics.feature_spectrum(rows, train.labels, num_classes=3)
         # Activations of other batches differ in their last digit, which the smallest singular values see.
         for field in ("effective_rank", "variability_collapse_index"):
             np.testing.assert_allclose(
