@@ -78,7 +78,7 @@ class Config(RunOptions):
     spectra: Literal["none", "ends", "all"] = "ends"
     """When effective rank and variability collapse index of every layer are measured: "ends", train split at the first
     and the last measured epoch; "all", both splits at all of them and at the milestones, 0.19 s a
-    network for the MLP on 2 CPU cores: about a fifth more time than "ends" with its defaults."""
+    network for the MLP on 2 CPU cores, from which a fifth more time than "ends" is expected with its defaults."""
     images: ImageOptions = _IMAGE_DEFAULTS
     """Training of image networks."""
     quiet: bool = False
