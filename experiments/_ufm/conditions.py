@@ -96,6 +96,7 @@ class Scale:
         descent_steps: its steps.
         descent_seeds: its seeds, None for all.
         descent_width: its width.
+        curve_depths: of the predicted cross-entropy curves; every depth compiles a program for each number of classes.
     """
 
     num_seeds: int = 32
@@ -117,6 +118,7 @@ class Scale:
     descent_steps: int = 10_000
     descent_seeds: int | None = 8
     descent_width: int = 64
+    curve_depths: tuple[int, ...] = (2, 3, 4, 6, 9)
 
 
 DEFAULT = Scale()
@@ -137,6 +139,8 @@ SMOKE = Scale(
     descent_steps=3000,
     descent_seeds=2,
     descent_width=16,
+    # The second is that of the figure's comparison across numbers of classes.
+    curve_depths=(2, 4),
 )
 PAPER = Scale(
     num_seeds=256,

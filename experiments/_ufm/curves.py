@@ -24,8 +24,8 @@ from nctheory.theory.ce_convex import ce_ufm_convex
 from nctheory.theory.ce_deep import ce_deep_low_rank_loss
 
 CURVE_DEPTHS = (1, 2, 3, 6)
-# Every pair compiles a program of its own.
-DEEP_DEPTHS, DEEP_CLASSES = (2, 3, 4, 6, 9), (3, 4, 6, 10)
+# With each depth of the scale one compiled program.
+DEEP_CLASSES = (3, 4, 6, 10)
 _DEEP_DECAYS: dict[str, Any] = {"weight_decay": DEEP_DECAY, "feature_decay": DEEP_DECAY}
 GRADED_TOTAL = sum(GRADED)
 
@@ -33,13 +33,13 @@ GRADED_TOTAL = sum(GRADED)
 def measure(scale: Scale) -> xr.Dataset:
     """Every curve, in one dataset."""
     with jax.enable_x64(True):
-        arrays = {**_modes(), **_class_norms(), **_angle(scale), **_deep(), **relu_problems.curves(scale)}
+        arrays = {**_modes(), **_class_norms(), **_angle(scale), **_deep(scale), **relu_problems.curves(scale)}
     coords = {
         "depth": list(CURVE_DEPTHS),
         "ratio_to_threshold": _levels(),
         "class_size": _class_sizes(),
         "imbalance": _imbalances(scale),
-        "deep_depth": list(DEEP_DEPTHS),
+        "deep_depth": list(scale.curve_depths),
         "deep_classes": list(DEEP_CLASSES),
     }
     return xr.Dataset(arrays, coords=coords)
@@ -118,9 +118,9 @@ def _angle(scale: Scale) -> dict[str, tuple]:
     }
 
 
-def _deep() -> dict[str, tuple]:
+def _deep(scale: Scale) -> dict[str, tuple]:
     found = [
-        [ce_deep_low_rank_loss(k, DEEP_SAMPLES, **_DEEP_DECAYS, depth=depth) for depth in DEEP_DEPTHS]
+        [ce_deep_low_rank_loss(k, DEEP_SAMPLES, **_DEEP_DECAYS, depth=depth) for depth in scale.curve_depths]
         for k in DEEP_CLASSES
     ]
     return {

@@ -20,7 +20,7 @@ from tests.experiments.conftest import assert_refused, history_of, run_here, run
 
 SCRIPT = "experiments/coarse_grid.py"
 # The smallest networks: what is tested is the experiment, not the training.
-SMALL = ("--smoke", "--network", "mlp")
+SMALL = ("--smoke", "--network", "mlp-3x64")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,7 @@ def test_run_killed_between_cells_resumes_to_the_same_numbers(smoke, tmp_path):
     xr.testing.assert_identical(resumed, whole)
 
 
+@pytest.mark.slow
 def test_paper_figure_writes_figures_and_numbers(smoke, tmp_path):
     result = run_here("paper_figs/coarse_grid.py", "--run", smoke[0], "--out", tmp_path)
     assert result.returncode == 0, result.stderr

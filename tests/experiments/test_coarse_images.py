@@ -121,6 +121,7 @@ def test_another_configuration_is_not_resumed(smoke, capsys, monkeypatch):
     assert "configuration differs in images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_paper_figure_writes_figure_and_numbers(smoke, tmp_path):
     assert coarse_images.run(coarse_images.Config(run=smoke[0], out=tmp_path)) == 0
     with open(tmp_path / "coarse_images.csv") as file:

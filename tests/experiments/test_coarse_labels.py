@@ -42,6 +42,7 @@ def test_smoke_writes_a_whole_run_folder(smoke):
     assert roles.count("claim") == roles.count("control") == 6
 
 
+@pytest.mark.slow
 def test_plot_only_rewrites_the_same_ledger(smoke):
     out, _ = smoke
     before = (out / "claims.json").read_text()

@@ -74,6 +74,7 @@ def test_killed_run_resumes_to_the_same_numbers(smoke):
     xr.testing.assert_identical(before, history_of(out))
 
 
+@pytest.mark.slow
 def test_paper_figure_and_its_numbers(smoke, tmp_path):
     out, _ = smoke
     result = run_here("paper_figs/coarse_merges.py", "--run", out, "--out", tmp_path)

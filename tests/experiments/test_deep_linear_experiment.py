@@ -172,6 +172,7 @@ def test_resume_gives_the_same_ledger(smoke):
     assert (out / "claims.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_paper_figure_is_drawn_from_the_folder(smoke, tmp_path):
     out, _ = smoke
     result = run_here("paper_figs/deep_linear.py", "--run", out, "--out", tmp_path)

@@ -52,7 +52,9 @@ def test_report_of_complete_and_of_no_labels():
     assert np.isnan(nothing.imbalance)
 
 
-@pytest.mark.parametrize(("min_count", "kept"), [(1, (0, 2, 3, 4)), (2, (0, 2, 3)), (3, (0, 3))])
+@pytest.mark.parametrize(
+    ("min_count", "kept"), [(1, (0, 2, 3, 4)), pytest.param(2, (0, 2, 3), marks=pytest.mark.slow), (3, (0, 3))]
+)
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
 def test_metrics_of_the_present_are_those_of_the_present_alone(min_count, kept, convert):
     features, labels = draw(LABELS)

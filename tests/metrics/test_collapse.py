@@ -33,7 +33,8 @@ def assert_matches(metrics, expected, rtol=RTOL, skip=()):
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "num_samples", "dim"), [(2, 30, 5), (4, 90, 7), (6, 80, 3), (5, 40, 4), (3, 20, 1), (70, 300, 90)]
+    ("num_classes", "num_samples", "dim"),
+    [(2, 30, 5), pytest.param(4, 90, 7, marks=pytest.mark.slow), (6, 80, 3), (5, 40, 4), (3, 20, 1), (70, 300, 90)],
 )
 @pytest.mark.parametrize("jit", [False, True])
 def test_matches_the_literal_reference(num_classes, num_samples, dim, jit):
@@ -240,7 +241,10 @@ def test_rank_deficient_means_give_nan_not_a_smaller_nc1():
     assert np.isfinite(collapse_metrics(features[:, :1], labels, num_classes=4).nc1)  # d = 1: rank 1 is all there is
 
 
-@pytest.mark.parametrize(("value", "num_classes", "num_samples"), [(0.1, 3, 30), (0.3, 10, 137), (7.7, 10, 203)])
+@pytest.mark.parametrize(
+    ("value", "num_classes", "num_samples"),
+    [pytest.param(0.1, 3, 30, marks=pytest.mark.slow), (0.3, 10, 137), (7.7, 10, 203)],
+)
 def test_constant_features_have_no_collapse_whatever_their_rounding(value, num_classes, num_samples):
     features = (value * (1 + np.random.default_rng(24).random(16)) * np.ones((num_samples, 1))).astype(np.float32)
     labels, weight = np.arange(num_samples) % num_classes, np.ones((num_classes, 16), np.float32)

@@ -77,7 +77,8 @@ def assert_same(got, expected, rtol=RTOL, skip=()):
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "dim", "jit"), [(2, 5, False), (4, 7, False), (4, 7, True), (6, 3, False), (70, 80, False)]
+    ("num_classes", "dim", "jit"),
+    [(2, 5, False), pytest.param(4, 7, False, marks=pytest.mark.slow), (4, 7, True), (6, 3, False), (70, 80, False)],
 )
 def test_matches_the_literal_reference(num_classes, dim, jit):
     data = draw(1, num_classes, 5 * num_classes + 20, dim)
@@ -304,7 +305,7 @@ def test_other_bad_input_is_named(function, message):
         function(features, labels)
 
 
-@pytest.mark.parametrize(("per_class", "value"), [(10, 0.1), (7, 1e4 / 3)])
+@pytest.mark.parametrize(("per_class", "value"), [pytest.param(10, 0.1, marks=pytest.mark.slow), (7, 1e4 / 3)])
 def test_class_means_that_coincide_up_to_rounding_have_no_directions(per_class, value):
     labels = np.concatenate([np.tile(np.arange(K), per_class), np.zeros(23, int)])
     features = np.full((len(labels), 3), value, np.float32)

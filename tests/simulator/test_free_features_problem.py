@@ -88,7 +88,7 @@ def test_gradient_by_central_differences(name, key):
     problem = build(name)
     params = problem.init(key)
     direction = problem.init(jax.random.fold_in(key, 1))
-    gradient = jax.grad(problem.objective)(params)
+    gradient = jax.jit(jax.grad(problem.objective))(params)
     slope = sum(float(jnp.sum(g * d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
     ends = [literal(problem, jax.tree.map(lambda p, d, s=s: p + s * d, params, direction)) for s in (1e-5, -1e-5)]
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-7)

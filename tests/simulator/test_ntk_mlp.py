@@ -72,8 +72,10 @@ def test_tangent_kernel_is_that_of_the_full_jacobian(spec, key):
     model = build(spec, key)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
+    by_params = jax.jit(jax.jacrev(lambda p, x: nnx.merge(graph, p, rest)(x)))
+
     def jacobian(x):
-        found = jax.jacrev(lambda p: nnx.merge(graph, p, rest)(x))(params)
+        found = by_params(params, x)
         return np.concatenate([np.float64(leaf).reshape(len(x), 3, -1) for leaf in jax.tree.leaves(found)], axis=2)
 
     whole = np.einsum("icp,jcp->ij", jacobian(jnp.asarray(X)), jacobian(jnp.asarray(X))) / 3

@@ -35,7 +35,7 @@ def network_loss(params, samples, decays, feature_decay):
     return loss + samples * np.sum((x - np.eye(k)) ** 2) / (2 * samples * k)
 
 
-@pytest.mark.parametrize(("k", "depth"), [(2, 2), (2, 4), (5, 1), (6, 3)])
+@pytest.mark.parametrize(("k", "depth"), [pytest.param(2, 2, marks=pytest.mark.slow), (2, 4), (5, 1), (6, 3)])
 def test_collapse_is_a_point_of_the_relu_network(k, depth):
     decays = np.geomspace(1e-3, 3e-3, depth)
     found = deep_relu_collapse(k, 4, depth=depth, weight_decay=decays, feature_decay=2e-3)
@@ -131,12 +131,12 @@ def test_srg_hidden_layers_carry_the_graph():
     ("k", "depth", "decay", "ratio", "graph"),
     [
         (6, 4, 1e-3, 0.94454, "line"),
-        (6, 5, 1e-3, 0.89131, "line"),
+        pytest.param(6, 5, 1e-3, 0.89131, "line", marks=pytest.mark.slow),
         (10, 3, 1e-3, 0.92274, "complement"),
         (10, 4, 1e-3, 0.88292, "line"),
         (10, 4, 1e-3, 0.81656, "complement"),
         (10, 5, 1e-3, 0.75258, "complement"),
-        (15, 4, 1e-3, 0.78307, "complement"),
+        pytest.param(15, 4, 1e-3, 0.78307, "complement", marks=pytest.mark.slow),
         (6, 3, 1e-3, 1.03035, "line"),
     ],
 )
@@ -253,11 +253,12 @@ def test_errors(own_errors):
     for n in (0, 1.5, None, [2]):
         with pytest.raises(ValueError, match="Argument `samples_per_class` must"):
             deep_relu_collapse(4, n, **good)
+    found = srg_solution(10, 1, **good)
     with pytest.raises(ValueError, match="Argument `widths` must"):
-        srg_parameters(srg_solution(10, 1, **good), widths=(5, 5, 5, 9))
+        srg_parameters(found, widths=(5, 5, 5, 9))
     for widths in (10, "wide", (10, 10)):
         with pytest.raises(ArgumentError, match="Argument `widths` must"):
-            srg_parameters(srg_solution(10, 1, **good), widths=widths)
+            srg_parameters(found, widths=widths)
     batch = jax.vmap(lambda n: srg_solution(10, n, **good))(jnp.asarray([1.0, 2.0]))
     with pytest.raises(ArgumentError, match="Argument `solution` must be one record"):
         srg_parameters(batch)

@@ -105,7 +105,7 @@ def train_mse(sizes, decays, feature_decay, *, bias, seed=None, start=None):
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_squared_error_class_vanishes(depth, factor):
     """The best of many starts has the smallest class dead exactly on the collapsed side."""
     sizes = [10, 10, 4]

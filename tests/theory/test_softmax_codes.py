@@ -30,7 +30,9 @@ def hull_distance(point, others):
     return np.sqrt(found.fun)
 
 
-@pytest.mark.parametrize(("k", "d"), [(2, 1), (4, 2), (6, 3), (9, 3), (12, 10)])
+@pytest.mark.parametrize(
+    ("k", "d"), [(2, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, 2), (6, 3))), (9, 3), (12, 10)]
+)
 def test_distances_against_scipy(k, d):
     vectors = np.random.default_rng(k).normal(size=(k, d))
     found = one_vs_rest_distance(vectors)
@@ -58,11 +60,11 @@ def test_certificate_is_valid_by_itself():
     [
         (2, 1, 2.0, "simplex"),
         (3, 1, 0.0, "degenerate"),
-        (4, 3, 4 / 3, "simplex"),
+        pytest.param(4, 3, 4 / 3, "simplex", marks=pytest.mark.slow),
         (4, 7, 4 / 3, "simplex"),
         (5, 3, 1.0, "orthogonal simplices"),
         (6, 3, 1.0, "orthogonal simplices"),
-        (9, 7, 1.0, "orthogonal simplices"),
+        pytest.param(9, 7, 1.0, "orthogonal simplices", marks=pytest.mark.slow),
         (4, 2, 1.0, "polygon"),
         (5, 2, 1 - np.cos(2 * np.pi / 5), "polygon"),
         (30, 2, 1 - np.cos(2 * np.pi / 30), "polygon"),

@@ -128,7 +128,7 @@ def test_train_split_lies_about_its_own_means():
     assert (np.abs(found.test.centers.strong / found.test.collapse.within_between_ratio - 1) > 0.01).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 7, 1000])
 def test_batch_size_does_not_matter(batch_size):
     network, train, test = small("mlp")
     wanted = layer_collapse(network, train, test, batch_size=16)

@@ -74,7 +74,14 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "known", "by_hand"), SIZES, ids=[name for name, *_ in SIZES])
+@pytest.mark.parametrize(
+    ("name", "known", "by_hand"),
+    [
+        # A hundred layers take seconds to build; the other one has the same blocks.
+        pytest.param(*each, id=each[0], marks=[pytest.mark.slow] if each[0] == "densenet-bc-100-12" else [])
+        for each in SIZES
+    ],
+)
 def test_numbers_of_parameters(name, known, by_hand):
     """Running statistics do not count."""
     assert known is None or by_hand == known

@@ -109,7 +109,9 @@ def test_updates_equal_a_numpy_reference(nesterov, decay_vectors, loss):
 # --- the two forms of an epoch, seeds, compilations ---
 
 
-@pytest.mark.parametrize("spec", [TinySpec(), DENSE], ids=["convolution", "dense"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param(TinySpec(), id="convolution"), pytest.param(DENSE, id="dense", marks=pytest.mark.slow)]
+)
 def test_host_loop_and_scan_give_the_same_numbers(spec):
     data = splits(21)
     config = dataclasses.replace(CONFIG, drop_last=False)
