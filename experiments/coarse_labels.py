@@ -25,7 +25,7 @@ from _report import print_verdict, redraw, store
 from _shared.pool import score_all
 from _shared.store import cached
 
-from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, keep_freed_memory, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -274,6 +274,8 @@ def run(config: Config) -> int:
         raise ArgumentError(f"Argument `dataset` must be one of {known}, but is {config.dataset!r}.")
     if config.smoke:
         compile_in_a_hurry()
+    elif config.takes_images:
+        keep_freed_memory()
     if config.takes_images:
         return image_runs.run(config.image_job, path, data_dir=config.data_dir, resume=config.resume)
     return run_mlp(config, path)

@@ -23,7 +23,7 @@ from _coarse.options import MLP_OPTIONS, MlpOptions
 from _merges.claims import judge, table
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import check_integer, compile_in_a_hurry, keep_freed_memory, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -208,6 +208,8 @@ def run(config: Config) -> int:
         return redraw(path, EXPERIMENT, finish)
     if config.smoke:
         compile_in_a_hurry()
+    elif config.takes_images:
+        keep_freed_memory()
     sized = config.sized
     # Built before the folder is: a bad number must not leave a folder behind.
     plan = plan_images(sized) if sized.takes_images else plan_mlp(sized)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from _layers.options import ImageOptions, check_foreign, check_names, check_run_options
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import RunOptions, check_integer, compile_in_a_hurry, keep_freed_memory, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -282,6 +282,8 @@ def run(config: Config) -> int:
         return redraw(path, EXPERIMENT, finish)
     if config.smoke:
         compile_in_a_hurry()
+    elif config.network is not None:
+        keep_freed_memory()
     sized = config.sized
     if sized.network is not None:
         from _layers import image_runs

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from _generalisation.options import MlpOptions
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import compile_in_a_hurry, run_main
+from nctheory._cli import compile_in_a_hurry, keep_freed_memory, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -106,6 +106,8 @@ def run(config: Config) -> int:
         return redraw(path, EXPERIMENT, finish, RunFolder.read_tree)
     if config.smoke:
         compile_in_a_hurry()
+    elif config.takes_images:
+        keep_freed_memory()
     from nctheory import vision
 
     if config.dataset not in vision.dataset_names():

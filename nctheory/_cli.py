@@ -1,6 +1,7 @@
 """From a frozen dataclass to a command line, with errors as one line instead of a traceback."""
 
 import contextlib
+import ctypes
 import dataclasses
 import inspect
 import os
@@ -22,6 +23,8 @@ ConfigT = TypeVar("ConfigT")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,22 @@ def compile_in_a_hurry() -> None:
     if version("jaxlib").startswith("0.10."):
         flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what this process frees, for experiments that train image networks. Call it before JAX.
+
+    On a CPU, XLA takes hundreds of megabytes from glibc at every step and gives them back after it; each page that the
+    system hands out again is cleared first: 20 % of a step of "resnet-small-wide". Costs up to half as much memory
+    again. Without glibc, or on a GPU, where it gains nothing, nothing else changes.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    # From malloc.h: no requests straight to the system, one heap (others are too small for these), never shrunk.
+    for option, value in ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(option, value)
 
 
 def check_integer(name: str, value: Any, *, minimum: int) -> None:
