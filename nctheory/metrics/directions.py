@@ -336,19 +336,34 @@ def _alignment(features: Any, labels: Any, weight: Any, *, num_classes: int) -> 
 @partial(jax.jit, static_argnames=("num_classes", "about"))
 def _orthogonality(features: Any, labels: Any, ood_features: Any, *, num_classes: int, about: str) -> Float[Array, ""]:
     moments = _moments_of(features, labels, num_classes)
-    dtype = moments.offsets.dtype
     none = jnp.zeros(np.shape(ood_features)[0], jnp.int32)
-    ood = _moments.class_means(jnp.asarray(ood_features).astype(dtype), none, 1)
+    ood = _moments.class_means(jnp.asarray(ood_features).astype(moments.offsets.dtype), none, 1)
+    return orthogonality(moments, ood.reference, ood.offsets[0], about=about)
+
+
+def orthogonality(
+    moments: ClassMoments, reference: Float[Array, " d"], offset: Float[Array, " d"], *, about: str
+) -> Float[Array, ""]:
+    """`ood_orthogonality` of class means and an out-of-distribution mean `reference + offset`.
+
+    Args:
+        moments: of the in-distribution samples.
+        reference: a point near the out-of-distribution samples.
+        offset: their mean minus `reference`.
+        about: "global_mean" or "origin".
+
+    Returns:
+        The mean absolute cosine.
+    """
     if about == "origin":
         means = jnp.where(moments.is_complete, moments.reference[None, :] + moments.offsets, jnp.nan)
-        outside = ood.reference[None, :] + ood.offsets
+        outside = reference + offset
     else:
         means = moments.means_apart()
         # The two points near the data differ by little, so that a common offset of both costs no digits.
-        between = (ood.reference - moments.reference) - jnp.mean(moments.offsets, axis=0)
-        outside = between[None, :] + ood.offsets
+        outside = (reference - moments.reference) - jnp.mean(moments.offsets, axis=0) + offset
     units, least = unit_vectors(means, least_length(means)), least_length(means)
-    cosines = jnp.matmul(units, unit_vectors(outside, least)[0], precision=HIGHEST)
+    cosines = jnp.matmul(units, unit_vectors(outside[None, :], least)[0], precision=HIGHEST)
     return jnp.minimum(jnp.mean(jnp.abs(cosines)), 1)
 
 

@@ -29,6 +29,7 @@ from nctheory.metrics import _moments
 from nctheory.metrics._moments import ClassMoments
 from nctheory.metrics.class_directions import ClassDirections, summarize_directions
 from nctheory.metrics.collapse import CollapseMetrics, Probe, ProbeTotals, check_classifier, summarize
+from nctheory.metrics.directions import orthogonality
 
 
 @jax.tree_util.register_dataclass
@@ -145,6 +146,30 @@ class CollapseAccumulator:
         check_classifier(weight, None, num_classes=num_classes, dim=dim)
         return summarize_directions(self.moments, weight)
 
+    def ood_orthogonality(self, ood: "CollapseAccumulator", *, about: str = "global_mean") -> Float[Array, ""]:
+        """NC5 of the samples so far against the mean of out-of-distribution samples, for which one pass is enough.
+
+        Args:
+            ood: accumulator of the out-of-distribution samples, of the same dimension and dtype; its classes, however
+                many, play no part.
+            about: "global_mean" or "origin".
+
+        Returns:
+            The mean absolute cosine as `metrics.ood_orthogonality` defines it. NaN while a class of `self` has no
+            sample, or `ood` has none, or has one outside its classes.
+
+        Raises:
+            ValueError: if dimensions or dtypes differ, or for another `about`.
+        """
+        _checks.choice("about", about, ("global_mean", "origin"))
+        mine, theirs = self.moments.offsets, ood.moments.offsets
+        if mine.shape[1] != theirs.shape[1] or mine.dtype != theirs.dtype:
+            raise ArgumentError(
+                f"Argument `ood` must hold class means of dimension {mine.shape[1]} and dtype {mine.dtype}, but holds "
+                f"dimension {theirs.shape[1]} and dtype {theirs.dtype}."
+            )
+        return _orthogonality(self.moments, ood.moments, about=about)
+
     def second_pass(
         self, weight: Float[AnyArray, "K d"] | None = None, bias: Float[AnyArray, " K"] | None = None
     ) -> "CollapseSecondPass":
@@ -260,6 +285,15 @@ def _add_batch(moments: ClassMoments, features: Any, labels: Any, *, num_classes
 def _measure(probe: Probe, features: Any, labels: Any, *, num_classes: int) -> ProbeTotals:
     features = jnp.asarray(features).astype(probe.whitener.dtype)
     return probe.measure(features, _moments.as_labels(labels, num_classes))
+
+
+@partial(jax.jit, static_argnames="about")
+def _orthogonality(moments: ClassMoments, ood: ClassMoments, *, about: str) -> Float[Array, ""]:
+    counted = jnp.sum(ood.counts, dtype=jnp.int32)
+    shares = ood.counts.astype(ood.offsets.dtype) / counted.astype(ood.offsets.dtype)
+    offset = jnp.matmul(shares, ood.offsets, precision=_moments.HIGHEST)
+    is_whole = (counted > 0) & (counted == ood.num_samples)
+    return orthogonality(moments, ood.reference, jnp.where(is_whole, offset, jnp.nan), about=about)
 
 
 @jax.jit

@@ -6,7 +6,7 @@ activations stay on the device and only K x D arrays outlive a batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from nctheory import _checks
 from nctheory._errors import ArgumentError
@@ -41,12 +42,15 @@ class NetworkLayers:
         train: the train split, about its own class means.
         test: the test split, about its own class means (`collapse`, `directions`) and about those of the train split
             (`centers`); None without a test split.
+        ood_orthogonality: `metrics.ood_orthogonality` about the global mean, a row a split (train, then test, each with
+            its own class means); None without out-of-distribution images.
     """
 
     names: tuple[str, ...] = field(metadata={"static": True})
     dims: tuple[int, ...] = field(metadata={"static": True})
     train: LayerMetrics
     test: LayerMetrics | None
+    ood_orthogonality: Float[Array, "S L"] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def layer_collapse(
     train: Images,
     test: Images | None = None,
     *,
+    ood: Images | None = None,
     num_classes: int | None = None,
     layers: Sequence[str] | None = None,
     pool: bool = False,
@@ -89,14 +94,15 @@ def layer_collapse(
     none of the classes measured: these and `prediction_mismatch` are then NaN everywhere. Activations that are not
     finite give NaN at their layer.
 
-    Cost: two passes of both splits through the network and a few reads of each activation. Memory beyond the images and
-    the network: about 20 K sum(D) numbers for all layers, and the activations of one batch.
+    Cost: two passes of both splits through the network, one of `ood`, and a few reads of each activation. Memory beyond
+    the images and the network: about 20 K sum(D) numbers for all layers, and the activations of one batch.
 
     Args:
         network: has `layer_features(images)`, named activations of which "features" is the input of its linear layer
             `classifier`; its own mode is left as it is.
         train: the train split; every class must occur in it.
         test: the test split, with the statistics of the train split; None measures the train split alone.
+        ood: out-of-distribution images with the statistics of the train split, for NC5; their labels play no part.
         num_classes: number of classes K; that of `train` if None.
         layers: names of the layers to measure, in the order of the result; all of them, the first first, if None.
         pool: whether a layer with height and width is averaged over them; otherwise it is flattened, as in the public
@@ -123,6 +129,9 @@ def layer_collapse(
         check_images("test", test)
     num_classes = train.num_classes if num_classes is None else _checks.integer("num_classes", num_classes, minimum=2)
     _check_splits(train, test, num_classes, require_all_test_classes)
+    if ood is not None:
+        check_images("ood", ood)
+        _check_alike("ood", ood, train)
     _checks.integer("batch_size", batch_size, minimum=1)
     weight, bias = _classifier_of(network)
     graph, state = _eval_mode(network)
@@ -136,7 +145,11 @@ def layer_collapse(
     for part, moments in zip(splits, first, strict=True):
         second = _about(moments, first[0], *((weight, bias) if predicts else (None, None)), reader=reader)
         found.append(_summaries(passes(_update_about_means, second, part, reader=reader)))
-    return NetworkLayers(reader.names, reader.dims, found[0], None if test is None else found[1])
+    angles = None
+    if ood is not None:
+        unlabelled = replace(ood, labels=np.zeros(ood.num_samples, np.int32))
+        angles = _against(first, passes(_update_means, _no_samples(reader, num_classes), unlabelled, reader=reader))
+    return NetworkLayers(reader.names, reader.dims, found[0], None if test is None else found[1], angles)
 
 
 def _check_splits(train: Images, test: Images | None, num_classes: int, all_test_classes: bool) -> None:
@@ -144,17 +157,24 @@ def _check_splits(train: Images, test: Images | None, num_classes: int, all_test
     _checks.no_empty_class("train.labels", train.labels, num_classes=num_classes)
     if test is None:
         return
-    if test.image_shape != train.image_shape:
-        raise ArgumentError(
-            f"Argument `test` must hold images of shape {train.image_shape} as `train`, but holds {test.image_shape}."
-        )
-    if not (np.array_equal(train.mean, test.mean) and np.array_equal(train.std, test.std)):
-        raise ArgumentError(
-            "Argument `test` must have the channel statistics of `train` (Images.of(..., like=train)), but has others."
-        )
+    _check_alike("test", test, train)
     _checks.labels("test.labels", test.labels, num_classes=num_classes)
     if all_test_classes:
         _checks.no_empty_class("test.labels", test.labels, num_classes=num_classes)
+
+
+def _check_alike(name: str, images: Images, train: Images) -> None:
+    """Refuse images of another shape or with other channel statistics than those of the train split."""
+    if images.image_shape != train.image_shape:
+        raise ArgumentError(
+            f"Argument `{name}` must hold images of shape {train.image_shape} as `train`, but holds "
+            f"{images.image_shape}."
+        )
+    if not (np.array_equal(train.mean, images.mean) and np.array_equal(train.std, images.std)):
+        raise ArgumentError(
+            f"Argument `{name}` must have the channel statistics of `train` (Images.of(..., like=train)), but has "
+            "others."
+        )
 
 
 def _classifier_of(network: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -297,6 +317,14 @@ def _update_about_means(
     return tuple(
         (own.update(each, labels), centers.update(each, labels, known))
         for (own, centers), each in zip(totals, rows, strict=True)
+    )
+
+
+@jax.jit
+def _against(splits: Sequence[First], ood: First) -> Float[Array, "S L"]:
+    """Orthogonality of every split's class means to the mean of out-of-distribution images, layer by layer."""
+    return jnp.stack(
+        [jnp.stack([own.ood_orthogonality(other) for own, other in zip(split, ood, strict=True)]) for split in splits]
     )
 
 

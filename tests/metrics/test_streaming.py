@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nctheory.metrics import CollapseAccumulator, collapse_metrics
+from nctheory.metrics import CollapseAccumulator, collapse_metrics, ood_orthogonality
 from tests.metrics import reference
 from tests.metrics.test_collapse import assert_matches, draw
 
@@ -149,6 +149,39 @@ def test_faults_give_nan_under_jit():
         assert all(np.isnan(value) for value in vars(metrics).values())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("about", ["global_mean", "origin"])
+def test_ood_orthogonality_of_batches_is_that_of_the_formula(dtype, about):
+    features, labels, *_ = draw(11)
+    outside = (np.random.default_rng(12).standard_normal((50, 7)) + 2).astype(dtype)
+    features, means = features.astype(dtype), np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    origin = means.mean(axis=0) if about == "global_mean" else 0
+    directions, outward = means - origin, outside.mean(axis=0) - origin
+    cosines = directions @ outward / np.linalg.norm(directions, axis=1) / np.linalg.norm(outward)
+    inside = jax.tree.map(jnp.asarray, stream(batches(features, labels, 32), 4, 7, dtype=dtype)[0])
+    # Unequal classes, which play no part: the mean is over samples.
+    places = np.arange(50) % 9 % 3
+    ood = stream(batches(outside, places, 8), 3, 7, dtype=dtype)[0]
+    rtol = 1e-12 if dtype == "float64" else 1e-5
+    found = inside.ood_orthogonality(ood, about=about)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, np.abs(cosines).mean(), rtol=rtol)
+    one_shot = ood_orthogonality(features, labels, outside, num_classes=4, about=about)
+    np.testing.assert_allclose(found, one_shot, rtol=rtol)
+    np.testing.assert_allclose(jax.jit(lambda a, b: a.ood_orthogonality(b, about=about))(inside, ood), found, rtol=rtol)
+
+
+def test_ood_orthogonality_of_nothing_is_nan():
+    features, labels, *_ = draw(13)
+    empty = CollapseAccumulator.init(num_classes=4, feature_dim=7)
+    full, few = empty.update(features, labels), empty.update(features[labels > 0], labels[labels > 0])
+    assert np.isnan(full.ood_orthogonality(empty))
+    assert np.isnan(few.ood_orthogonality(full))
+    assert np.isfinite(full.ood_orthogonality(few))
+    strangers = jax.jit(lambda x, y: full.ood_orthogonality(empty.update(x, y)))
+    assert np.isnan(strangers(features, labels + 1))
+
+
 @pytest.mark.usefixtures("own_errors")
 def test_bad_input_is_named():
     features, labels, weight, _ = draw(9)
@@ -170,6 +203,11 @@ def test_bad_input_is_named():
         (lambda: full.second_pass(None, np.ones(4)), "`weight` must be given with `bias`"),
         (lambda: full.compute(weight[:, :2]), r"`weight` must have shape \(4, 7\)"),
         (lambda: full.second_pass().update(features[:, :2], labels), r"`features` must have shape \(N, 7\)"),
+        (
+            lambda: full.ood_orthogonality(other),
+            "`ood` must hold class means of dimension 7 and dtype float32, but holds",
+        ),
+        (lambda: full.ood_orthogonality(full, about="mean"), "`about` must be one of"),
         (lambda: full.second_pass().merge(shifted.second_pass()), "`other` must come from the same first pass"),
     ]
     for call, message in cases:

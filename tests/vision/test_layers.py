@@ -128,6 +128,33 @@ def test_train_split_lies_about_its_own_means():
     assert (np.abs(found.test.centers.strong / found.test.collapse.within_between_ratio - 1) > 0.01).all()
 
 
+def test_out_of_distribution_images_against_stored_activations():
+    network, train, test = small("mlp")
+    outside = np.random.default_rng(3).integers(0, 256, (20, *train.image_shape)).astype(np.uint8)
+    # Labels that no class of the split has play no part.
+    ood = dataclasses.replace(Images.of(outside, np.zeros(20, int), num_classes=3, like=train), labels=np.full(20, 7))
+    found = layer_collapse(network, train, test, ood=ood, batch_size=16)
+    assert found.ood_orthogonality.shape == (2, len(found.names))
+    network.eval()
+    graph, state = nnx.split(network)
+    rows = [
+        [
+            np.asarray(each, np.float64).reshape(part.num_samples, -1)
+            for each in stored_activations(graph, state, normalise(part.images, part.mean, part.std))[0]
+        ]
+        for part in (train, test, ood)
+    ]
+    for at, part in enumerate((train, test)):
+        for layer, features in enumerate(rows[at]):
+            wanted = metrics.ood_orthogonality(features, part.labels, rows[2][layer], num_classes=3)
+            np.testing.assert_allclose(found.ood_orthogonality[at, layer], wanted, **CLOSE)
+    np.testing.assert_array_equal(
+        found.train.collapse.nc1, layer_collapse(network, train, batch_size=16).train.collapse.nc1
+    )
+    assert layer_collapse(network, train).ood_orthogonality is None
+    assert layer_collapse(network, train, ood=ood).ood_orthogonality.shape == (1, len(found.names))
+
+
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 7, 1000])
 def test_batch_size_does_not_matter(batch_size):
     network, train, test = small("mlp")
@@ -263,6 +290,10 @@ def test_errors(own_errors):
         layer_collapse(network, train, made_up((3, 2, 2), 17, 2))
     with pytest.raises(ValueError, match=r"`test` must hold images of shape \(3, 2, 2\)"):
         layer_collapse(network, train, made_up((3, 3, 2), 17, 2))
+    with pytest.raises(ValueError, match="`ood` must have the channel statistics of `train`"):
+        layer_collapse(network, train, ood=made_up((3, 2, 2), 17, 2))
+    with pytest.raises(ValueError, match=r"`ood` must hold images of shape \(3, 2, 2\)"):
+        layer_collapse(network, train, ood=made_up((3, 3, 2), 17, 2))
 
 
 @pytest.mark.slow
