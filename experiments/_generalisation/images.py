@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import xarray as xr
 from _bench import dimensionless
-from _layers.image_sets import measured, official_split
-from _layers.images import train_and_measure
+from _layers.image_sets import measured, official_split, outsiders
+from _layers.images import check_measured, train_and_measure
 from _layers.recipes import image_training
+from _layers.record import OUTSIDE
 from _shared.machine import hardware
 
 from _generalisation.data import two_classes
@@ -43,6 +44,7 @@ class Job:
         class_names: of the original classes.
         super_class: 0 or 1 for each original class.
         configs: training of every condition, by part.
+        outside: out-of-distribution images, None without.
     """
 
     spec: Any
@@ -51,6 +53,7 @@ class Job:
     class_names: tuple[str, ...]
     super_class: np.ndarray
     configs: dict[str, dict[str, vision.ImageTrainConfig]]
+    outside: vision.Images | None
 
 
 def plan(options: MlpOptions) -> Job:
@@ -71,7 +74,8 @@ def plan(options: MlpOptions) -> Job:
     table = two_classes(options.dataset, len(names))
     merged = tuple(replace(part, labels=table[np.asarray(part.labels)], num_classes=2) for part in splits)
     configs = {part: _trainings(options, part, 2 if part == "transfer" else len(names)) for part in options.chosen}
-    return Job(spec, splits, (merged[0], merged[1]), names, table, configs)
+    outside = outsiders(splits[0], options.data_dir, options.images, progress=not options.quiet)
+    return Job(spec, splits, (merged[0], merged[1]), names, table, configs, outside)
 
 
 def _trainings(options: MlpOptions, part: str, num_classes: int) -> dict[str, vision.ImageTrainConfig]:
@@ -166,11 +170,13 @@ def _collapse(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
     def one(config: Any, seed: int, name: str) -> Any:
         few = options.images
         settings: dict[str, Any] = {"pool": few.pool, "max_measured": few.max_measured, "progress": not options.quiet}
-        return train_and_measure(job.spec, config, *job.splits, seed=seed, folder=parts / name, **settings)
+        return train_and_measure(
+            job.spec, config, *job.splits, seed=seed, folder=parts / name, ood=job.outside, **settings
+        )
 
     rows = _every_run(options, job, "collapse", one)
     variables: dict[str, Any] = {"finite": _finite(rows)}
-    for name, text in (OWN_MEANS | CENTERS).items():
+    for name, text in (OWN_MEANS | CENTERS | ({} if job.outside is None else OUTSIDE)).items():
         values = _stacked(rows, lambda each, name=name: np.swapaxes(each.metrics[name], 1, 2))
         variables[name] = ((*_RUN, "layer", "split"), values, dimensionless(text))
     for name in ("accuracy", "loss"):
@@ -203,6 +209,8 @@ def _transfer(options: MlpOptions, job: Job, parts: Path) -> tuple[xr.Dataset, S
             on_checkpoint=check,
             progress=not options.quiet,
         )
+        for epoch in config.kept_epochs:
+            check_measured(run.checkpoints[epoch], (*OWN_MEANS, "accuracy", "probes", "seconds"), parts / name, epoch)
         records = [run.checkpoints[epoch] for epoch in config.kept_epochs]
         seconds.append(_seconds(run, records))
         return records

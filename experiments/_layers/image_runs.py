@@ -11,7 +11,7 @@ import numpy as np
 from _shared.machine import hardware
 
 from _layers import record
-from _layers.image_sets import official_split
+from _layers.image_sets import official_split, outsiders
 from _layers.images import MeasuredNetwork, train_and_measure
 from _layers.recipes import image_training
 from nctheory import vision
@@ -34,11 +34,13 @@ class Job:
         spec: of the network.
         sets: train and test split by condition; a control shares those of its set.
         configs: training by condition.
+        outside: out-of-distribution images by condition, None without.
     """
 
     spec: Any
     sets: "dict[str, tuple[Images, Images]]"
     configs: dict[str, vision.ImageTrainConfig]
+    outside: "dict[str, Images | None]"
 
 
 def plan(config: Any) -> Job:
@@ -54,15 +56,16 @@ def plan(config: Any) -> Job:
         ValueError: for unknown names, more images a batch than there are, or a class without images.
     """
     spec = networks.network(config.network)
-    sets, configs = {}, {}
+    sets, configs, outside = {}, {}, {}
     for at, name in enumerate(config.dataset):
         splits = official_split(name, config.data_dir, config.images, progress=not config.quiet).images
         sets[name] = splits
+        outside[name] = outsiders(splits[0], config.data_dir, config.images, progress=not config.quiet)
         configs[name] = _training(config, splits[0].num_classes, weight_decay=config.weight_decay)
         if at == 0 and config.images.control:
-            sets[f"{name}_no_decay"] = splits
+            sets[f"{name}_no_decay"], outside[f"{name}_no_decay"] = splits, outside[name]
             configs[f"{name}_no_decay"] = _training(config, splits[0].num_classes, weight_decay=0.0)
-    return Job(spec, sets, configs)
+    return Job(spec, sets, configs, outside)
 
 
 def _training(config: Any, num_classes: int, *, weight_decay: float) -> vision.ImageTrainConfig:
@@ -120,6 +123,7 @@ def _one(
             max_measured=config.images.max_measured,
             spectra=config.spectra,
             max_spectrum_dim=config.images.max_spectrum_dim,
+            ood=job.outside[condition],
             progress=not config.quiet,
         )
     except vision.NonFiniteLossError as error:
@@ -143,17 +147,18 @@ def _of_networks(
         blank = np.full(size, np.nan)
         return {name: np.stack([blank if each is None else each[name] for each in marked]) for name in names}
 
+    measured = [*record.METRICS, *(name for name in record.OUTSIDE if name in like.metrics)]
     spectra = {name: stacked(lambda each, name=name: each.spectra[name]) for name in record.SPECTRUM}
     return record.ConditionRuns(
         epochs=[int(each) for each in like.epochs],
-        metrics={name: stacked(lambda each, name=name: each.metrics[name]) for name in record.METRICS},
+        metrics={name: stacked(lambda each, name=name: each.metrics[name]) for name in measured},
         losses=stacked(lambda each: each.losses),
         accuracies=stacked(lambda each: each.accuracies),
         epoch_accuracy=stacked(lambda each: each.curves["train_accuracy"]),
         milestone_epochs=np.stack(
             [np.full(size[0], -1) if each is None else np.asarray(each.milestone_epochs) for each in found]
         ),
-        milestone_metrics=at_milestones(record.METRICS),
+        milestone_metrics=at_milestones(measured),
         finite=np.array([each is not None for each in found]),
         spectra=spectra if has_spectra else None,
         milestone_spectra=at_milestones(record.SPECTRUM) if has_spectra else None,
@@ -179,6 +184,7 @@ def _attributes(config: Any, job: Job) -> dict[str, Any]:
         "spectra": config.spectra,
         # Why wider layers have no effective rank: their numbers are NaN.
         "max_spectrum_dim": options.max_spectrum_dim,
+        "ood_dataset": options.ood_dataset or "none",
         "num_train": [splits[0].num_samples for splits in job.sets.values()],
         "hardware": hardware(),
     }

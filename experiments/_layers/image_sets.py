@@ -9,6 +9,8 @@ from _layers.options import ImageOptions
 from nctheory import vision
 from nctheory._errors import ArgumentError
 
+NOISE, NUM_NOISE = "noise", 1000
+
 
 class OfficialSplit(NamedTuple):
     """Train and test images, scaled by the mean and standard deviation of the whole train split.
@@ -69,6 +71,42 @@ def official_split(name: str, data_dir: Path | None, options: ImageOptions, *, p
         )
     vision.check_batch_size(options.batch_size, name="images.batch_size")
     return OfficialSplit(train, test, names)
+
+
+def outsiders(
+    train: vision.Images, data_dir: Path | None, options: ImageOptions, *, progress: bool
+) -> vision.Images | None:
+    """Load the out-of-distribution images, scaled as the train split; None without `ood_dataset`.
+
+    Args:
+        train: of the set that the network learns.
+        data_dir: folder of prepared sets.
+        options: name of the set, and number of images that are measured.
+        progress: whether decoding shows a progress bar.
+
+    Returns:
+        The images; their labels mean nothing.
+
+    Raises:
+        ValueError: for an unknown set, or one with images of another shape.
+    """
+    name = options.ood_dataset
+    if name is None:
+        return None
+    if name == NOISE:
+        # Always the same images: noise, as any other set, is not among what the seeds change.
+        levels = np.random.default_rng(0).integers(0, 256, (NUM_NOISE, *train.image_shape)).astype(np.uint8)
+    elif name in vision.dataset_names():
+        levels = vision.load(name, "test", data_dir, progress=progress).images[: options.max_measured]
+    else:
+        known = [*vision.dataset_names(), NOISE]
+        raise ArgumentError(f"Argument `images.ood_dataset` must be one of {known}, but is {name!r}.")
+    if levels.shape[1:] != train.image_shape:
+        raise ArgumentError(
+            f"Argument `images.ood_dataset` must name images of shape {train.image_shape}, but those of {name} have "
+            f"shape {levels.shape[1:]}."
+        )
+    return vision.Images.of(levels, np.zeros(len(levels), np.int32), num_classes=train.num_classes, like=train)
 
 
 def measured(part: vision.Images, options: ImageOptions) -> vision.Images:

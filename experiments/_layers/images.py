@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from _layers.record import SPECTRUM, SPLITS
+from _layers.record import METRICS, OUTSIDE, SPECTRUM, SPLITS
+from nctheory.runs import RunFolderError
 from nctheory.simulator import MILESTONES, SPECTRA
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class MeasuredNetwork:
         names: names of the layers, "input" first.
         dims: numbers an image at each layer.
         metrics: by the name of the field of `CollapseMetrics`, `HeldOutCollapse` or `ClassDirections`; dimensionless.
-            `HeldOutCollapse` is about the class means of the train split, the others are about the split's own.
+            `HeldOutCollapse` is about the class means of the train split, the others are about the split's own. With
+            out-of-distribution images also "ood_orthogonality".
         losses: mean loss of the measured images after the epoch, in evaluation mode, in the unit of the loss.
         accuracies: share of them that the network gets right.
         curves: by column of `vision.TrainHistory`, one entry an epoch 1..E.
@@ -76,6 +78,7 @@ def train_and_measure(
     milestones: Sequence[float] = MILESTONES,
     spectra: str = "ends",
     max_spectrum_dim: int = 0,
+    ood: "Images | None" = None,
     progress: bool = True,
 ) -> MeasuredNetwork:
     """Train one network and measure `layer_collapse` at its checkpoints; go on from what `folder` holds.
@@ -96,6 +99,7 @@ def train_and_measure(
         spectra: when `layer_spectra` are measured too: "none", "ends" (train images at the first and the last epoch) or
             "all" (both splits at every measured epoch).
         max_spectrum_dim: widest layer, numbers a sample, whose spectrum is measured; 0 measures none.
+        ood: out-of-distribution images for NC5, with the statistics of the training split.
         progress: whether to show a progress bar.
 
     Returns:
@@ -103,7 +107,7 @@ def train_and_measure(
 
     Raises:
         ValueError: if a class has no measured image in a split, for another `spectra`, or as in `vision.train_network`.
-        RunFolderError: as in `vision.train_network`.
+        RunFolderError: as in `vision.train_network`, or if the folder holds measurements that lack one of these.
         NonFiniteLossError: if the training diverges.
     """
     from nctheory import _checks, vision
@@ -117,12 +121,30 @@ def train_and_measure(
     def on_checkpoint(epoch: int, network: Any) -> dict[str, Any]:
         few = 1 if spectra == "ends" and epoch in ends else 0
         limits = [max_spectrum_dim if spectra == "all" or at < few else 0 for at in range(len(SPLITS))]
-        return _measure(network, measured, loss=config.loss, pool=pool, max_spectrum_dims=limits)
+        return _measure(network, measured, loss=config.loss, pool=pool, ood=ood, max_spectrum_dims=limits)
 
     run = vision.train_network(
         spec, config, train, test, seed=seed, folder=folder, resume=True, progress=progress, on_checkpoint=on_checkpoint
     )
+    wanted = METRICS if ood is None else METRICS | OUTSIDE
+    for epoch in config.kept_epochs:
+        check_measured(run.checkpoints[epoch], ("metrics", "spectra"), folder, epoch)
+        check_measured(run.checkpoints[epoch]["metrics"], wanted, folder, epoch)
     return _record(run, config.kept_epochs, tuple(milestones))
+
+
+def check_measured(stored: Mapping[str, Any], names: Iterable[str], folder: Path | None, epoch: int) -> None:
+    """Refuse a checkpoint whose measurements an earlier version of the experiment made, with fewer names.
+
+    Raises:
+        RunFolderError: naming what is lacking.
+    """
+    lacking = [name for name in names if name not in stored]
+    if lacking:
+        raise RunFolderError(
+            f"Cannot resume {folder}: the measurements of epoch {epoch} were stored without {', '.join(lacking)}, as "
+            "by an earlier version. Train again into another folder."
+        )
 
 
 def _measured_splits(train: "Images", test: "Images", count: int | None) -> "tuple[Images, Images]":
@@ -141,6 +163,7 @@ def _measure(
     *,
     loss: str,
     pool: bool,
+    ood: "Images | None" = None,
     max_spectrum_dims: Sequence[int] = (0, 0),
 ) -> dict[str, Any]:
     """Everything of one checkpoint, as arrays by name; widest layer with a spectrum by split."""
@@ -149,7 +172,7 @@ def _measure(
 
     began = time.perf_counter()
     performance = [vision.evaluate(network, part, loss=loss) for part in splits]
-    layers = layer_collapse(network, *splits, pool=pool)
+    layers = layer_collapse(network, *splits, ood=ood, pool=pool)
     spectra = [
         _spectra(network, part, len(layers.names), pool, limit)
         for part, limit in zip(splits, max_spectrum_dims, strict=True)
@@ -181,7 +204,10 @@ def _by_name(layers: "NetworkLayers") -> dict[str, Float[np.ndarray, "S L"]]:
     found = [
         vars(split.collapse) | vars(split.centers) | vars(split.directions) for split in (layers.train, layers.test)
     ]
-    return {name: np.stack([np.asarray(each[name], np.float64) for each in found]) for name in found[0]}
+    values = {name: np.stack([np.asarray(each[name], np.float64) for each in found]) for name in found[0]}
+    if layers.ood_orthogonality is not None:
+        values["ood_orthogonality"] = np.asarray(layers.ood_orthogonality, np.float64)
+    return values
 
 
 def _record(run: Any, epochs: tuple[int, ...], milestones: tuple[float, ...]) -> MeasuredNetwork:

@@ -36,6 +36,10 @@ class ImageOptions:
     """Widest layer, in numbers a sample, whose effective rank and variability collapse index are measured: they need
     all activations of a layer at once. 0 measures none."""
 
+    ood_dataset: str | None = None
+    """Out-of-distribution images of the same shape, whose mean is held against the class means of every layer (NC5):
+    the test split of another set, its first `max_measured`, or "noise", 1,000 images of uniformly drawn levels."""
+
     def check(self) -> None:
         """Check what the training's own configuration does not."""
         for name in ("num_epochs", "batch_size", "num_train", "num_test", "max_measured"):

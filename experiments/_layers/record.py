@@ -34,6 +34,11 @@ DIRECTIONS = {
     "at the layer that the classifier reads",
     "class_alignment_min": "minimum over classes of that cosine",
 }
+OUTSIDE = {
+    "ood_orthogonality": "NC5: mean over classes of |cos| between the centred class mean and the mean of "
+    "out-of-distribution images, both about the global mean",
+}
+"""What image networks are measured by where out-of-distribution images are given; dimensionless."""
 METRICS = COLLAPSE | CENTERS | DIRECTIONS
 """Every metric of a layer with its definition; all dimensionless."""
 SPECTRUM = {
@@ -49,7 +54,7 @@ class ConditionRuns:
 
     Attributes:
         epochs: measured epochs, the last one the end of training.
-        metrics: by name, (seed, record, split, layer).
+        metrics: by name, (seed, record, split, layer); all of `METRICS`, and those of `OUTSIDE` that were measured.
         losses: (seed, record, split), in the unit of the loss.
         accuracies: (seed, record, split).
         epoch_accuracy: train accuracy of every epoch, (seed, epoch).
@@ -166,7 +171,7 @@ def _of_condition(
     import xarray as xr
 
     variables: dict[str, Any] = {}
-    for name, meaning in METRICS.items():
+    for name, meaning in (METRICS | {name: OUTSIDE[name] for name in OUTSIDE if name in runs.metrics}).items():
         words = {"units": "dimensionless", "definition": meaning}
         variables[name] = (("seed", "epoch", "split", "layer"), runs.metrics[name], words)
         marked = (("seed", "milestone", "split", "layer"), runs.milestone_metrics[name], words)

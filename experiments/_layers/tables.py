@@ -84,6 +84,23 @@ def _spectra(last: "xr.Dataset", depth: int) -> dict[str, str]:
     }
 
 
+def _directions(last: "xr.Dataset", depth: int) -> dict[str, str]:
+    """Directions of the class means; nothing of what a record lacks, and NC5 only with out-of-distribution images."""
+    titles = {
+        "hyperspherical_excess": "uniformity excess",
+        "class_alignment_mean": "class alignment, mean",
+        "class_alignment_min": "class alignment, least",
+        "ood_orthogonality": "NC5",
+    }
+    return {
+        f"{title}, layer {layer}": _shown(last[name].sel(layer=layer).values)
+        for name, title in titles.items()
+        if name in last
+        # Only the last layer is read by a classifier; the excess of the inputs is one number for all conditions.
+        for layer in ((0, depth) if name == "ood_orthogonality" else (depth,))
+    }
+
+
 def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     one = history.sel(condition=condition)
     last = one.sel(epoch=int(one["num_epochs"]))
@@ -98,7 +115,9 @@ def _column(history: "xr.Dataset", condition: str) -> dict[str, str]:
     }
     for layer in range(layers.depth + 1):
         found[f"NC1 (q), layer {layer}"] = _shown(layers.nc1[:, layer])
-    found |= _spectra(last.sel(split="train"), layers.depth) | {
+    of_train = last.sel(split="train")
+    found |= _spectra(of_train, layers.depth) | _directions(of_train, layers.depth)
+    found |= {
         # Image networks are judged from their first layer on.
         "S_h of q": _shown(scores.shallow_share(layers.nc1, first=int(of_images))),
         "S_h of r": _shown(scores.shallow_share(layers.ratio, first=int(of_images))),

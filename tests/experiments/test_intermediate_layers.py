@@ -247,12 +247,15 @@ def test_activation_and_loss_reach_every_condition(activation, loss):
 @pytest.mark.slow
 def test_image_network_smoke_measures_its_layers(tmp_path):
     out = tmp_path / "images"
-    result = run_script(SCRIPT, "--smoke", "--quiet", "--network", "mlp", "--out", out)
+    outside = ("--images.ood-dataset", "noise")
+    result = run_script(SCRIPT, "--smoke", "--quiet", "--network", "mlp", *outside, "--out", out)
     assert result.returncode == 0, result.stderr
+    assert "NC5, layer 2" in result.stdout
     history = history_of(out)
     assert history["condition"].values.tolist() == ["digits", "digits_no_decay"]
     assert history["layer_name"].values.tolist() == ["input", "layer1", "features"]
     assert np.isfinite(history["nc1"].sel(epoch=2)).all()
+    assert np.isfinite(history["ood_orthogonality"].sel(epoch=2)).all()
     assert (out / "figures" / "intermediate_layers.png").exists()
 
 

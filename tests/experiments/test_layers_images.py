@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from _layers import record
-from _layers.image_sets import official_split
+from _layers.image_sets import official_split, outsiders
 from _layers.images import _measure, first_epochs, train_and_measure
 from _layers.options import ImageOptions
 
 from nctheory import vision
+from nctheory.runs import RunFolderError
 from nctheory.vision import _together, networks
 from nctheory.vision.images import Images
 from nctheory.vision.layers import layer_collapse
@@ -93,6 +94,44 @@ def test_another_choice_of_spectra_is_refused_before_training(run, tmp_path):
     with pytest.raises(ValueError, match=r"`spectra` must be one of .* but is 'first'"):
         train_and_measure(SPEC, CONFIG, *data, seed=1, spectra="first", folder=tmp_path / "new", progress=False)
     assert not (tmp_path / "new").exists()
+
+
+def test_out_of_distribution_images_are_measured_at_every_checkpoint_and_milestone(run, tmp_path):
+    found, folder, data = run
+    ood = outsiders(data[0], None, ImageOptions(ood_dataset="noise"), progress=False)
+    assert ood.images.shape == (1000, *data[0].image_shape)
+    options = {"measure_epochs": (0, 2, 4), "spectra": "none", "progress": False}
+    with_them = train_and_measure(SPEC, CONFIG, *data, seed=1, folder=tmp_path / "run", ood=ood, **options)
+    values = with_them.metrics["ood_orthogonality"]
+    assert values.shape == (3, 2, 3)
+    for row, epoch in enumerate((0, 2, 4)):
+        wanted = layer_collapse(vision.load_network(SPEC, folder, epoch), *data, ood=ood).ood_orthogonality
+        np.testing.assert_allclose(values[row], wanted, rtol=1e-5)
+    assert ((values > 0) & (values <= 1)).all()
+    assert (values[0, :, 1:] != values[2, :, 1:]).all()
+    np.testing.assert_array_equal(with_them.metrics["nc1"], found.metrics["nc1"])
+    assert "ood_orthogonality" in with_them.at_milestones()
+
+
+def test_measurements_of_an_earlier_version_are_named(run):
+    """The folder was trained without out-of-distribution images: their column is what its checkpoints lack."""
+    _, folder, data = run
+    options = {"measure_epochs": (0, 2, 4), "progress": False}
+    ood = outsiders(data[0], None, ImageOptions(ood_dataset="noise"), progress=False)
+    with pytest.raises(RunFolderError, match="measurements of epoch 0 were stored without ood_orthogonality"):
+        train_and_measure(SPEC, CONFIG, *data, seed=1, folder=folder, ood=ood, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("noises", r"`images.ood_dataset` must be one of \['cifar10', .*'noise'\], but is 'noises'"),
+        ("digits", r"`images.ood_dataset` must name images of shape \(6, 6, 3\), but those of digits have shape"),
+    ],
+)
+def test_outsiders_of_another_shape_or_name_are_refused(run, name, message):
+    with pytest.raises(ValueError, match=message):
+        outsiders(run[2][0], None, ImageOptions(ood_dataset=name), progress=False)
 
 
 def test_test_accuracy_is_that_of_the_training(run):
