@@ -19,7 +19,7 @@ from _coarse.options import DataOptions
 from _layers.options import check_foreign
 from _report import print_verdict, redraw, store
 
-from nctheory._cli import check_integer, compile_in_a_hurry, run_main
+from nctheory._cli import check_integer, compile_in_a_hurry, keep_freed_memory, run_main
 from nctheory._errors import ArgumentError
 from nctheory.runs import RunFolder
 
@@ -109,6 +109,8 @@ def run(config: Config) -> int:
         return redraw(path, EXPERIMENT, finish)
     if config.smoke:
         compile_in_a_hurry()
+    else:
+        keep_freed_memory()
     from _coarse import images_data
 
     grid = config.grid
